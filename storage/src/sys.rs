@@ -1,0 +1,139 @@
+//! The system calls that the standard library does not wrap, behind safe functions that return `io::Result`.
+//!
+//! Each has a fallback for systems that lack it, said at the function. Called by `disk` only; holds no lock.
+
+#![allow(unsafe_code, reason = "direct calls into libc")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+/// Makes the descriptor bypass the page cache. `Ok(false)`: the file system cannot.
+#[cfg(target_os = "linux")]
+pub(crate) fn set_direct(file: &File) -> io::Result<bool> {
+    let fd = file.as_raw_fd();
+    // SAFETY: `fd` is open for the life of `file`; these commands take and return integers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_DIRECT) } == 0 {
+        if direct_alignment_suffices(file) {
+            return Ok(true);
+        }
+        // SAFETY: as above.
+        unsafe { libc::fcntl(fd, libc::F_SETFL, flags) };
+        return Ok(false);
+    }
+    let error = io::Error::last_os_error();
+    if error.raw_os_error() == Some(libc::EINVAL) { Ok(false) } else { Err(error) }
+}
+
+/// Elsewhere than on Linux direct files are buffered.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn set_direct(_file: &File) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Whether [`crate::ALIGN`] meets what the kernel demands of direct I/O on this file; yes where it does not say.
+#[cfg(target_os = "linux")]
+fn direct_alignment_suffices(file: &File) -> bool {
+    let mut stat = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a terminated empty string, the output points to a statx; all-zero is a valid statx.
+    let (code, stat) = unsafe {
+        let flags = libc::AT_EMPTY_PATH;
+        let path = c"".as_ptr();
+        let code = libc::statx(file.as_raw_fd(), path, flags, libc::STATX_DIOALIGN, stat.as_mut_ptr());
+        (code, stat.assume_init())
+    };
+    if code != 0 || stat.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return true;
+    }
+    let fits = |align: u32| align != 0 && align as usize <= crate::ALIGN;
+    fits(stat.stx_dio_mem_align) && fits(stat.stx_dio_offset_align)
+}
+
+/// Reserves blocks. `Ok(false)`: the file system cannot.
+#[cfg(target_os = "linux")]
+pub(crate) fn allocate(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    fallocate(file, 0, offset, len)
+}
+
+/// Elsewhere than on Linux there is no reservation that reads as zeros.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn allocate(_file: &File, _offset: u64, _len: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Zeroes a range and keeps its blocks. `Ok(false)`: the file system cannot.
+#[cfg(target_os = "linux")]
+pub(crate) fn zero_range(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    fallocate(file, libc::FALLOC_FL_ZERO_RANGE, offset, len)
+}
+
+/// Elsewhere than on Linux there is no call for it.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn zero_range(_file: &File, _offset: u64, _len: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+/// Gives blocks back. `Ok(false)`: the file system cannot.
+#[cfg(target_os = "linux")]
+pub(crate) fn punch_hole(file: &File, offset: u64, len: u64) -> io::Result<bool> {
+    fallocate(file, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, offset, len)
+}
+
+/// Elsewhere than on Linux holes are not punched.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn punch_hole(_file: &File, _offset: u64, _len: u64) -> io::Result<bool> {
+    Ok(false)
+}
+
+#[cfg(target_os = "linux")]
+fn fallocate(file: &File, mode: libc::c_int, offset: u64, len: u64) -> io::Result<bool> {
+    let (offset, len) = (to_off(offset)?, to_off(len)?);
+    loop {
+        // SAFETY: `file` is open; the call takes integers only.
+        if unsafe { libc::fallocate64(file.as_raw_fd(), mode, offset, len) } == 0 {
+            return Ok(true);
+        }
+        let error = io::Error::last_os_error();
+        match error.raw_os_error() {
+            Some(libc::EINTR) => {}
+            Some(libc::EOPNOTSUPP | libc::ENOSYS) => return Ok(false),
+            _ => return Err(error),
+        }
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn to_off(value: u64) -> io::Result<libc::off64_t> {
+    libc::off64_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+}
+
+/// Starts write-back of a range; a hint, errors surface at the sync.
+#[cfg(target_os = "linux")]
+pub(crate) fn start_write_back(file: &File, offset: u64, len: u64) {
+    if let (Ok(offset), Ok(len)) = (to_off(offset), to_off(len)) {
+        // SAFETY: `file` is open; the call takes integers only.
+        unsafe { libc::sync_file_range(file.as_raw_fd(), offset, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+}
+
+/// Elsewhere than on Linux the hint is dropped.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn start_write_back(_file: &File, _offset: u64, _len: u64) {}
+
+/// Lets clean cached pages of a range go; a hint.
+#[cfg(target_os = "linux")]
+pub(crate) fn drop_cache(file: &File, offset: u64, len: u64) {
+    if let (Ok(offset), Ok(len)) = (to_off(offset), to_off(len)) {
+        // SAFETY: `file` is open; the call takes integers only.
+        unsafe { libc::posix_fadvise64(file.as_raw_fd(), offset, len, libc::POSIX_FADV_DONTNEED) };
+    }
+}
+
+/// Elsewhere than on Linux the hint is dropped.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn drop_cache(_file: &File, _offset: u64, _len: u64) {}

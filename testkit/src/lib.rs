@@ -1,0 +1,15 @@
+//! Test support: a simulated disk, the conformance tests that every storage backend passes, an oracle of ordered
+//! keyspaces, and seeded workloads.
+//!
+//! A dev-dependency only; nothing that runs in production names this crate. Panics freely: that is how tests fail.
+
+pub mod conformance;
+mod oracle;
+mod rng;
+mod sim;
+mod workload;
+
+pub use oracle::{Change, Content, Edit, Fold, Oracle, Records};
+pub use rng::Rng;
+pub use sim::{Cause, CopyPlan, FaultKind, SimStorage};
+pub use workload::{End, Keys, Op, Workload};
