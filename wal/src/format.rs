@@ -1,0 +1,334 @@
+//! The bytes of a log file: the file header and the frame. Pure functions; called by the appender (encode), by
+//! replay and by dump (decode).
+//!
+//! A log file is one [`FileHeader`] of 64 bytes and then frames without gaps or alignment. All integers are
+//! little-endian; reserved bytes are written zero and a header with another value there is invalid.
+//!
+//! ```text
+//! file header (64 bytes)
+//!   0   8  magic      "betreLOG"
+//!   8   4  version    1
+//!  12   4  reserved   zero
+//!  16   8  salt       of the database; also enters every frame's checksum
+//!  24   8  number     of the file, the same as in its name `log-<16 digits>`
+//!  32   8  first      Lsn of the byte after this header
+//!  40   8  durable    a known-durable Lsn at the time the header was (last) written
+//!  48  12  reserved   zero
+//!  60   4  checksum   CRC-32 of bytes 0..60
+//!
+//! frame (16 bytes, or 24 with a mark, then the payload)
+//!   0   4  checksum   CRC-32 of: salt (8 bytes), then bytes 4.. to the end of the payload
+//!   4   4  word       bits 0..28 payload length; bits 28..31 kind: 1 full, 2 first, 3 middle, 4 last;
+//!                     bit 31: a mark follows the header
+//!   8   8  lsn        of this frame's first byte
+//!  16   8  mark       (only with bit 31) a known-durable Lsn at the time of the append; <= lsn
+//!   .   n  payload
+//! ```
+//!
+//! The Lsn of the byte at file offset `o` is `first + (o - 64)`. A frame therefore says where it belongs: what a
+//! recycled file held before carries smaller Lsns and never parses as a frame of the new life.
+//! The checksum of the file header is not salted, so that the log of another database is told from a damaged one.
+
+use crate::Lsn;
+
+/// The first bytes of every log file.
+pub(crate) const MAGIC: [u8; 8] = *b"betreLOG";
+/// The format version this build writes and reads.
+pub(crate) const VERSION: u32 = 1;
+/// Bytes of the file header.
+pub(crate) const FILE_HEADER: usize = 64;
+/// Bytes of a frame's header without a mark.
+pub(crate) const FRAME_HEADER: usize = 16;
+/// Bytes of a mark.
+pub(crate) const MARK: usize = 8;
+/// The most payload one frame can carry (28 bits of length).
+pub(crate) const MAX_FRAME_PAYLOAD: u64 = (1 << LEN_BITS) - 1;
+
+/// No file begins above this Lsn.
+const MAX_LSN: u64 = 1 << 62;
+const LEN_BITS: u32 = 28;
+const LEN_MASK: u32 = (1 << LEN_BITS) - 1;
+const MARK_BIT: u32 = 1 << 31;
+
+const _: () = assert!(60 + 4 == FILE_HEADER && 8 + 8 == FRAME_HEADER);
+const _: () = assert!(Kind::Last as u32 <= 0b111);
+
+/// The header of a log file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileHeader {
+    /// Of the database.
+    pub salt: u64,
+    /// The file's number.
+    pub number: u64,
+    /// The Lsn of the first byte after the header.
+    pub first: Lsn,
+    /// A known-durable Lsn when the header was written.
+    pub durable: Lsn,
+}
+
+/// Why a file header was not accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadHeader {
+    /// Not a header at all, or a damaged one: which field, what it should be, what it is.
+    Damaged(&'static str, u64, u64),
+    /// A whole header of another format version.
+    Version(u32),
+}
+
+impl FileHeader {
+    /// The bytes of this header.
+    pub fn encode(&self) -> [u8; FILE_HEADER] {
+        let mut out = [0; FILE_HEADER];
+        out[0..8].copy_from_slice(&MAGIC);
+        out[8..12].copy_from_slice(&VERSION.to_le_bytes());
+        out[16..24].copy_from_slice(&self.salt.to_le_bytes());
+        out[24..32].copy_from_slice(&self.number.to_le_bytes());
+        out[32..40].copy_from_slice(&self.first.0.to_le_bytes());
+        out[40..48].copy_from_slice(&self.durable.0.to_le_bytes());
+        let crc = crc32fast::hash(&out[..60]);
+        out[60..64].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    /// Reads and checks a header. Salt and number are the caller's to compare.
+    pub fn decode(bytes: &[u8; FILE_HEADER]) -> Result<Self, BadHeader> {
+        let damaged = |field, expected, got| Err(BadHeader::Damaged(field, expected, got));
+        let magic = u64_at(bytes, 0);
+        if magic != u64::from_le_bytes(MAGIC) {
+            return damaged("magic", u64::from_le_bytes(MAGIC), magic);
+        }
+        let crc = crc32fast::hash(&bytes[..60]);
+        if crc != u32_at(bytes, 60) {
+            return damaged("checksum", crc.into(), u32_at(bytes, 60).into());
+        }
+        // After the checksum: only a whole header may claim to be of another version.
+        if u32_at(bytes, 8) != VERSION {
+            return Err(BadHeader::Version(u32_at(bytes, 8)));
+        }
+        let reserved = u64::from(u32_at(bytes, 12)) | u64_at(bytes, 48) | u64::from(u32_at(bytes, 56));
+        if reserved != 0 {
+            return damaged("reserved bytes", 0, reserved);
+        }
+        let header = Self {
+            salt: u64_at(bytes, 16),
+            number: u64_at(bytes, 24),
+            first: Lsn(u64_at(bytes, 32)),
+            durable: Lsn(u64_at(bytes, 40)),
+        };
+        // Far above every log: arithmetic on positions cannot overflow.
+        if header.first.0 > MAX_LSN {
+            return damaged("first", MAX_LSN, header.first.0);
+        }
+        Ok(header)
+    }
+}
+
+/// Which part of a record a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub(crate) enum Kind {
+    /// All of it.
+    Full = 1,
+    /// Its beginning; the rest follows in the next files.
+    First = 2,
+    /// Neither beginning nor end.
+    Middle = 3,
+    /// Its end.
+    Last = 4,
+}
+
+/// The decoded header of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FrameHeader {
+    /// Of the frame's first byte.
+    pub lsn: Lsn,
+    /// Which part of a record it carries.
+    pub kind: Kind,
+    /// A known-durable Lsn, when the frame carries one.
+    pub mark: Option<Lsn>,
+    /// Payload bytes.
+    pub len: usize,
+}
+
+/// Why the bytes at a position are no frame of that position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum BadFrame {
+    /// Nothing was ever written here: the header is all zero.
+    Blank,
+    /// The file ends before the frame does: bytes needed, bytes there.
+    Cut(u64, u64),
+    /// A field has a value no frame of this position has: which, expected, got.
+    Field(&'static str, u64, u64),
+    /// The checksum does not match: computed, stored.
+    Checksum(u32, u32),
+}
+
+impl FrameHeader {
+    /// Bytes of header and mark.
+    pub fn header_len(&self) -> usize {
+        FRAME_HEADER + if self.mark.is_some() { MARK } else { 0 }
+    }
+
+    /// Bytes of the whole frame.
+    pub fn frame_len(&self) -> usize {
+        self.header_len() + self.len
+    }
+
+    /// Writes header and mark, without the checksum, to the front of `out`; returns their length.
+    ///
+    /// The length was bounded by the caller to [`MAX_FRAME_PAYLOAD`].
+    #[inline]
+    pub fn encode(&self, out: &mut [u8]) -> usize {
+        debug_assert!(self.len as u64 <= MAX_FRAME_PAYLOAD, "a frame longer than its length field");
+        let mark_bit = if self.mark.is_some() { MARK_BIT } else { 0 };
+        let word = self.len as u32 | (self.kind as u32) << LEN_BITS | mark_bit;
+        out[4..8].copy_from_slice(&word.to_le_bytes());
+        out[8..16].copy_from_slice(&self.lsn.0.to_le_bytes());
+        if let Some(mark) = self.mark {
+            out[16..24].copy_from_slice(&mark.0.to_le_bytes());
+        }
+        self.header_len()
+    }
+
+    /// Reads the header of the frame that should begin at `lsn`. `there` is how many bytes the file has from here
+    /// on, of which `bytes` holds at least the first 24 (or all). The checksum is not checked here.
+    pub fn decode(bytes: &[u8], lsn: Lsn, there: u64) -> Result<Self, BadFrame> {
+        if bytes.len() < FRAME_HEADER {
+            return Err(BadFrame::Cut(FRAME_HEADER as u64, there));
+        }
+        let word = u32_at(bytes, 4);
+        let got = u64_at(bytes, 8);
+        if word == 0 && got == 0 && u32_at(bytes, 0) == 0 {
+            return Err(BadFrame::Blank);
+        }
+        if got != lsn.0 {
+            return Err(BadFrame::Field("lsn", lsn.0, got));
+        }
+        let kind = match word >> LEN_BITS & 0b111 {
+            1 => Kind::Full,
+            2 => Kind::First,
+            3 => Kind::Middle,
+            4 => Kind::Last,
+            other => return Err(BadFrame::Field("kind", Kind::Full as u64, other.into())),
+        };
+        let mark = if word & MARK_BIT != 0 {
+            if bytes.len() < FRAME_HEADER + MARK {
+                return Err(BadFrame::Cut((FRAME_HEADER + MARK) as u64, there));
+            }
+            Some(Lsn(u64_at(bytes, 16)))
+        } else {
+            None
+        };
+        let header = Self { lsn, kind, mark, len: (word & LEN_MASK) as usize };
+        if header.frame_len() as u64 > there {
+            return Err(BadFrame::Cut(header.frame_len() as u64, there));
+        }
+        match mark {
+            Some(mark) if mark > lsn => Err(BadFrame::Field("mark", lsn.0, mark.0)),
+            _ => Ok(header),
+        }
+    }
+}
+
+/// Checks the checksum of a whole frame whose header was decoded.
+pub(crate) fn check_frame(salted: &crc32fast::Hasher, frame: &[u8]) -> Result<(), BadFrame> {
+    let mut hasher = salted.clone();
+    hasher.update(&frame[4..]);
+    let (computed, stored) = (hasher.finalize(), u32_at(frame, 0));
+    if computed == stored { Ok(()) } else { Err(BadFrame::Checksum(computed, stored)) }
+}
+
+/// The state of a frame checksum after the salt: cloned for every frame.
+pub(crate) fn salted_hasher(salt: u64) -> crc32fast::Hasher {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&salt.to_le_bytes());
+    hasher
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut raw = [0; 4];
+    raw.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(raw)
+}
+
+pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+    let mut raw = [0; 8];
+    raw.copy_from_slice(&bytes[at..at + 8]);
+    u64::from_le_bytes(raw)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADER: FileHeader =
+        FileHeader { salt: 0x1122_3344_5566_7788, number: 3, first: Lsn(0x1000), durable: Lsn(0x0fff) };
+
+    #[test]
+    fn file_header_bytes_are_those_of_the_format_document() {
+        let bytes = HEADER.encode();
+        assert_eq!(&bytes[0..8], b"betreLOG");
+        assert_eq!(bytes[8..16], [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[16..24], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
+        assert_eq!(bytes[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[32..40], [0, 0x10, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[40..48], [0xff, 0x0f, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[48..60], [0; 12]);
+        assert_eq!(FileHeader::decode(&bytes), Ok(HEADER));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_file_header_is_found() {
+        for bit in 0..FILE_HEADER * 8 {
+            let mut bytes = HEADER.encode();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            assert!(FileHeader::decode(&bytes).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn another_version_is_told_from_damage_and_reserved_bytes_must_be_zero() {
+        let mut bytes = HEADER.encode();
+        bytes[8] = 9;
+        let crc = crc32fast::hash(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(FileHeader::decode(&bytes), Err(BadHeader::Version(9)));
+        let mut bytes = HEADER.encode();
+        bytes[50] = 1;
+        let crc = crc32fast::hash(&bytes[..60]);
+        bytes[60..].copy_from_slice(&crc.to_le_bytes());
+        assert!(matches!(FileHeader::decode(&bytes), Err(BadHeader::Damaged("reserved bytes", 0, _))));
+    }
+
+    #[test]
+    fn frame_bytes_are_those_of_the_format_document_and_every_flipped_bit_is_found() {
+        let salted = salted_hasher(7);
+        let header = FrameHeader { lsn: Lsn(0x0102), kind: Kind::First, mark: Some(Lsn(0x0100)), len: 3 };
+        let mut frame = vec![0; header.frame_len()];
+        let at = header.encode(&mut frame);
+        frame[at..].copy_from_slice(b"abc");
+        let mut hasher = salted.clone();
+        hasher.update(&frame[4..]);
+        let crc = hasher.finalize();
+        frame[..4].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(frame[4..8], [3, 0, 0, 0xa0]);
+        assert_eq!(frame[8..16], [2, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(frame[16..24], [0, 1, 0, 0, 0, 0, 0, 0]);
+        let good = |bytes: &[u8]| {
+            let header = FrameHeader::decode(bytes, Lsn(0x0102), bytes.len() as u64)?;
+            check_frame(&salted, &bytes[..header.frame_len()])?;
+            Ok::<_, BadFrame>(header)
+        };
+        assert_eq!(good(&frame), Ok(header));
+        for bit in 0..frame.len() * 8 {
+            let mut bad = frame.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(good(&bad).is_err(), "bit {bit}");
+        }
+        for len in 0..frame.len() {
+            assert!(good(&frame[..len]).is_err(), "cut to {len}");
+        }
+        assert!(check_frame(&salted_hasher(8), &frame).is_err(), "another database's frame");
+        assert_eq!(good(&[0; 40]), Err(BadFrame::Blank));
+    }
+}
