@@ -1,0 +1,168 @@
+//! The bulk channel: reads and writes of extents past the cache, many in flight.
+//!
+//! Used by flush, compaction and write-back, one channel per thread. Requests are queued and handed over in batches.
+//! Every request holds its extent until it completes, so that blocks are never freed, and allocated to somebody else,
+//! under a write.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use betree_storage::{AlignedBuf, Completion, Request, Ring};
+
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::pager::{Pager, Shared};
+use crate::read::check_bounds;
+
+/// Requests in flight.
+const DEPTH: usize = 64;
+/// Requests queued before they are handed over unasked.
+const BATCH: usize = 16;
+
+/// A channel for bulk reads and writes. Not shared: each thread makes its own.
+///
+/// Dropping it waits for what is in flight.
+pub struct PagerIo {
+    // Dropped before `held`: the ring waits for its requests, whose extents must live until then.
+    ring: Box<dyn Ring>,
+    queued: Vec<(u64, Request)>,
+    /// Failed before they reached the ring.
+    refused: Vec<IoCompletion>,
+    completions: Vec<Completion>,
+    /// What each request of the ring needs alive and what the caller calls it.
+    held: HashMap<u64, (u64, Arc<Extent>)>,
+    next: u64,
+    shared: Arc<Shared>,
+}
+
+/// The end of one request.
+#[derive(Debug)]
+pub struct IoCompletion {
+    /// The token given at submission.
+    pub token: u64,
+    /// The request's buffer. Handing it to [`PagerIo::recycle`] spares the next one an allocation.
+    pub buf: AlignedBuf,
+    /// Whether all of it was read or written. What was read is not verified: the caller knows the pages in it.
+    pub result: Result<()>,
+}
+
+impl Pager {
+    /// A new bulk channel.
+    pub fn io(&self) -> Result<PagerIo> {
+        Ok(PagerIo {
+            ring: self.0.storage.ring(DEPTH)?,
+            queued: Vec::with_capacity(BATCH),
+            refused: Vec::new(),
+            completions: Vec::new(),
+            held: HashMap::new(),
+            next: 0,
+            shared: Arc::clone(&self.0),
+        })
+    }
+}
+
+impl PagerIo {
+    /// A buffer of `len` bytes, recycled if possible; its content is unspecified.
+    #[must_use]
+    pub fn buffer(&self, len: usize) -> AlignedBuf {
+        self.shared.buffers.get(len)
+    }
+
+    /// Takes a buffer back for reuse.
+    pub fn recycle(&self, buf: AlignedBuf) {
+        self.shared.buffers.put(buf);
+    }
+
+    /// Queues reading `len` bytes from byte `at` of `extent`. Both are multiples of [`BLOCK`](crate::BLOCK).
+    pub fn submit_read(&mut self, extent: &Arc<Extent>, at: u32, len: usize, token: u64) {
+        debug_assert!(extent.is_of(&self.shared), "an extent of another pager");
+        if let Err(error) = check_bounds(extent, at, len) {
+            self.refused.push(IoCompletion { token, buf: AlignedBuf::empty(), result: Err(error) });
+            return;
+        }
+        let (file, offset) = (Arc::clone(&self.shared.file), extent.offset() + u64::from(at));
+        let buf = self.shared.buffers.get(len);
+        self.shared.counters.read(len);
+        self.queue(extent, token, Request::Read { file, offset, buf });
+    }
+
+    /// Queues writing `buf` at byte `at` of `extent`. `at` and the length are multiples of [`BLOCK`](crate::BLOCK).
+    pub fn submit_write(&mut self, extent: &Arc<Extent>, at: u32, buf: AlignedBuf, token: u64) {
+        debug_assert!(extent.is_of(&self.shared), "an extent of another pager");
+        let allowed = self.shared.check_poison().and_then(|()| check_bounds(extent, at, buf.len()));
+        if let Err(error) = allowed {
+            self.refused.push(IoCompletion { token, buf, result: Err(error) });
+            return;
+        }
+        let (file, offset) = (Arc::clone(&self.shared.file), extent.offset() + u64::from(at));
+        self.shared.counters.wrote(buf.len());
+        self.queue(extent, token, Request::Write { file, offset, buf });
+    }
+
+    /// Hands everything queued to the device without waiting.
+    pub fn kick(&mut self) {
+        if !self.queued.is_empty() {
+            self.ring.submit(&mut self.queued);
+        }
+    }
+
+    /// Requests submitted and not yet handed out by [`PagerIo::wait`].
+    #[must_use]
+    pub fn pending(&self) -> usize {
+        self.held.len() + self.refused.len()
+    }
+
+    /// Waits until at least `min` requests (or all pending, if fewer) are complete and appends all that are to `out`.
+    pub fn wait(&mut self, min: usize, out: &mut Vec<IoCompletion>) {
+        self.kick();
+        let ready = self.refused.len();
+        out.append(&mut self.refused);
+        if self.held.is_empty() {
+            return;
+        }
+        self.ring.wait(min.saturating_sub(ready), &mut self.completions);
+        for completion in self.completions.drain(..) {
+            // The ring answers each request once, so the entry is there; its extent is let go of here.
+            let Some((token, _extent)) = self.held.remove(&completion.token) else { continue };
+            let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
+            out.push(IoCompletion { token, buf, result: completion.result.map_err(Error::from) });
+        }
+    }
+
+    /// Waits for everything pending and returns the first failure. Buffers are recycled.
+    pub fn finish(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        let mut done = Vec::new();
+        while self.pending() > 0 {
+            self.wait(1, &mut done);
+            for completion in done.drain(..) {
+                result = result.and(completion.result);
+                self.recycle(completion.buf);
+            }
+        }
+        result
+    }
+
+    fn queue(&mut self, extent: &Arc<Extent>, token: u64, request: Request) {
+        // The caller's tokens may repeat; the ring's must not.
+        self.next += 1;
+        self.held.insert(self.next, (token, Arc::clone(extent)));
+        self.queued.push((self.next, request));
+        if self.queued.len() >= BATCH {
+            self.kick();
+        }
+    }
+}
+
+impl Drop for PagerIo {
+    fn drop(&mut self) {
+        // What was queued was promised; a write that silently never happened would be found only by its checksum.
+        drop(self.finish());
+    }
+}
+
+impl std::fmt::Debug for PagerIo {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PagerIo").field("pending", &self.pending()).finish_non_exhaustive()
+    }
+}

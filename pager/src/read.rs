@@ -1,0 +1,193 @@
+//! Reading pages: cache, then one read, verified before anybody sees it.
+//!
+//! Two threads that miss the same page at once both read it; the later insertion replaces the former, with equal
+//! bytes. That is rarer and cheaper than making every miss wait on a shared table.
+//!
+//! Single misses use one blocking read into a pooled buffer. Several go through a ring from the pool in one
+//! submission, so that the device works on all of them at once.
+
+use betree_storage::{AlignedBuf, Completion, Request};
+
+use crate::cache::{Key, Page, PageKind};
+use crate::error::{Error, Result};
+use crate::extent::Extent;
+use crate::pager::Pager;
+use crate::{BLOCK, FILE_NAME};
+use std::sync::Arc;
+
+/// Requests in flight per ring of the pool.
+const RING_DEPTH: usize = 64;
+/// Idle rings kept.
+const MAX_IDLE_RINGS: usize = 16;
+
+/// Names one page of an extent, with the checksum its parent holds.
+#[derive(Debug, Clone, Copy)]
+pub struct PageRef<'a> {
+    /// The extent it lies in.
+    pub extent: &'a Extent,
+    /// Where in the extent, in bytes; a multiple of [`BLOCK`].
+    pub at: u32,
+    /// Its length in bytes; a multiple of [`BLOCK`].
+    pub len: u32,
+    /// The checksum its parent holds.
+    pub expected: u32,
+    /// What it is for.
+    pub kind: PageKind,
+}
+
+impl PageRef<'_> {
+    fn key(&self) -> Key {
+        Key { extent: self.extent.id(), block: self.at / BLOCK as u32 }
+    }
+
+    fn file_offset(&self) -> u64 {
+        self.extent.offset() + u64::from(self.at)
+    }
+
+    /// The reference comes from disk: one that leaves its extent is corruption.
+    fn check(&self) -> Result<()> {
+        check_bounds(self.extent, self.at, self.len as usize)
+    }
+}
+
+/// Checks that a piece is made of whole blocks inside its extent.
+pub(crate) fn check_bounds(extent: &Extent, at: u32, len: usize) -> Result<()> {
+    let whole = len > 0 && (at as usize).is_multiple_of(BLOCK) && len.is_multiple_of(BLOCK);
+    if whole && at as usize + len <= extent.len() as usize {
+        return Ok(());
+    }
+    Err(Error::Corruption {
+        file: FILE_NAME.to_owned(),
+        offset: extent.offset(),
+        what: "page bounds",
+        expected: format!("whole blocks within an extent of {} bytes", extent.len()),
+        got: format!("{len} bytes at {at}"),
+    })
+}
+
+impl Pager {
+    /// The page at byte `at` of `extent`: from the cache, or read, verified against the parent's checksum `expected`,
+    /// and cached.
+    pub fn get(&self, extent: &Extent, at: u32, len: u32, expected: u32, kind: PageKind) -> Result<Page> {
+        self.get_ref(PageRef { extent, at, len, expected, kind })
+    }
+
+    /// As [`Pager::get`], with the page's coordinates in one value.
+    pub fn get_ref(&self, want: PageRef<'_>) -> Result<Page> {
+        want.check()?;
+        debug_assert!(want.extent.is_of(&self.0), "an extent of another pager");
+        match self.0.cache.get(want.key(), want.len, want.expected, want.kind) {
+            Some(page) => Ok(page),
+            None => self.read_one(&want),
+        }
+    }
+
+    /// The pages in the order asked for. All that are not cached are read in one batch.
+    pub fn get_many(&self, wants: &[PageRef<'_>]) -> Vec<Result<Page>> {
+        let mut pages = Vec::with_capacity(wants.len());
+        let mut missing = Vec::new();
+        for (index, want) in wants.iter().enumerate() {
+            pages.push(match want.check() {
+                Err(error) => Some(Err(error)),
+                Ok(()) => self.0.cache.get(want.key(), want.len, want.expected, want.kind).map(Ok),
+            });
+            if pages[index].is_none() {
+                missing.push(index);
+            }
+        }
+        match missing[..] {
+            [] => {}
+            [index] => pages[index] = Some(self.read_one(&wants[index])),
+            _ => {
+                if let Err(error) = self.read_many(wants, &missing, &mut pages) {
+                    missing.retain(|&index| pages[index].is_none());
+                    for index in missing {
+                        pages[index] = Some(Err(error.clone()));
+                    }
+                }
+            }
+        }
+        // Every index was either found or missing, and every missing one was answered.
+        pages.into_iter().zip(wants).map(|(page, want)| page.unwrap_or_else(|| self.read_one(want))).collect()
+    }
+
+    /// The page if it is in the cache; never reads. Absence is not counted as a miss.
+    #[must_use]
+    pub fn cached(&self, want: PageRef<'_>) -> Option<Page> {
+        self.0.cache.peek(want.key(), want.len, want.expected, want.kind)
+    }
+
+    /// Puts a sealed page that was just built into the cache and returns it.
+    ///
+    /// Its write need not have happened yet.
+    pub fn insert(&self, extent: &Extent, at: u32, page: &[u8], kind: PageKind) -> Page {
+        let key = Key { extent: extent.id(), block: at / BLOCK as u32 };
+        let page = Page::copy_of(page, kind);
+        self.0.cache.insert(key, page.clone());
+        page
+    }
+
+    fn read_one(&self, want: &PageRef<'_>) -> Result<Page> {
+        let mut buf = self.0.buffers.get(want.len as usize);
+        let read = self.0.file.read_at(want.file_offset(), &mut buf);
+        self.0.counters.read(want.len as usize);
+        let page = read.map_err(Error::from).and_then(|()| self.accept(want, &buf));
+        self.0.buffers.put(buf);
+        page
+    }
+
+    /// Reads `missing`, indexes into `wants`, and fills their places in `pages`.
+    fn read_many(
+        &self,
+        wants: &[PageRef<'_>],
+        missing: &[usize],
+        pages: &mut [Option<Result<Page>>],
+    ) -> Result<()> {
+        let idle = self.0.rings.lock().pop();
+        let mut ring = match idle {
+            Some(ring) => ring,
+            None => self.0.storage.ring(RING_DEPTH)?,
+        };
+        let mut done: Vec<Completion> = Vec::with_capacity(missing.len().min(RING_DEPTH));
+        // In groups of the ring's depth: memory for buffers stays bounded however much is asked for.
+        for group in missing.chunks(RING_DEPTH) {
+            let mut batch = Vec::with_capacity(group.len());
+            for &index in group {
+                let (offset, len) = (wants[index].file_offset(), wants[index].len as usize);
+                let buf = self.0.buffers.get(len);
+                self.0.counters.read(len);
+                let file = Arc::clone(&self.0.file);
+                batch.push((index as u64, Request::Read { file, offset, buf }));
+            }
+            ring.submit(&mut batch);
+            while ring.in_flight() > 0 {
+                ring.wait(1, &mut done);
+                for completion in done.drain(..) {
+                    self.complete(wants, completion, pages);
+                }
+            }
+        }
+        let mut rings = self.0.rings.lock();
+        if rings.len() < MAX_IDLE_RINGS {
+            rings.push(ring);
+        }
+        Ok(())
+    }
+
+    /// Verifies while the rest of the batch is still being read.
+    fn complete(&self, wants: &[PageRef<'_>], completion: Completion, pages: &mut [Option<Result<Page>>]) {
+        let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
+        let index = completion.token as usize;
+        pages[index] =
+            Some(completion.result.map_err(Error::from).and_then(|()| self.accept(&wants[index], &buf)));
+        self.0.buffers.put(buf);
+    }
+
+    /// Verifies a page that was read and caches it.
+    fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
+        self.verify(bytes, want.file_offset(), want.expected)?;
+        let page = Page::copy_of(bytes, want.kind);
+        self.0.cache.insert(want.key(), page.clone());
+        Ok(page)
+    }
+}
