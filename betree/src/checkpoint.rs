@@ -1,0 +1,222 @@
+//! Checkpoints: one version of all trees becomes the start of recovery.
+//!
+//! Order, and why a crash between any two steps is harmless:
+//! 1. Under the commit lock: take every keyspace's view, and the Lsn from which the log is needed beside these trees.
+//! 2. Sync the log up to its end as of 1. Without it a tree could durably hold a message while an older one of another
+//!    keyspace is lost with the log's tail: no prefix.
+//! 3. Write the nodes that have no place yet, children before parents, and the catalog. The old checkpoint's
+//!    extents are still owned (by `Durable`), so nothing of it is overwritten.
+//! 4. Publish: data sync, superblock copies, sync (the pager's). Before: the old checkpoint counts. After: the new one.
+//! 5. Only then let go of the old checkpoint's trees (their extents become free) and trim the log. A crash before leaves
+//!    unused extents, which are free by not being reachable, and log records that replay skips by their Seqno.
+//!
+//! Invariants: `log.covers_checkpoint` (every message that is in no tree of the checkpoint, and was logged, is in the log above
+//! `log_start`), `checkpoint.holds_its_extents`.
+//!
+//! ```text
+//! superblock payload := pointer to the catalog (as to a node), or nothing before the first checkpoint
+//! catalog page: 0 u32 checksum | 4 u8 page type = 4 | 5 3 bytes zero | 8 u32 body length | 12 4 bytes zero | 16 body | zeros
+//! body     := log_start | next Seqno | next keyspace id | count | keyspace*     (varints)
+//! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
+//! ```
+
+use std::sync::Arc;
+
+use betree_pager::{BLOCK, Extent, PageKind, Pager};
+use betree_storage::AlignedBuf;
+use betree_wal::Lsn;
+
+use crate::flush::TaskIo;
+use crate::message::{get_varint, put_varint};
+use crate::node::{Node, NodePlace, Target};
+use crate::node_codec::{self, NodePointer, get_bytes, put_bytes};
+use crate::shared::Shared;
+use crate::stats::Counters;
+use crate::types::{KeyspaceId, Seqno};
+use crate::{Error, Result};
+
+/// Page type of catalogs.
+const TYPE_CATALOG: u8 = 4;
+const HEADER: usize = 16;
+
+/// What the durable checkpoint needs alive.
+#[derive(Debug, Default)]
+pub(crate) struct Durable {
+    pub roots: Vec<Arc<Node>>,
+    pub catalog: Option<Arc<Extent>>,
+    pub log_start: Lsn,
+}
+
+/// A keyspace in the catalog.
+#[derive(Debug)]
+pub(crate) struct CatalogEntry {
+    pub id: KeyspaceId,
+    pub name: String,
+    /// Empty: none.
+    pub operator: String,
+    pub flushed: Seqno,
+    pub root: NodePointer,
+}
+
+/// What a checkpoint says.
+#[derive(Debug, Default)]
+pub(crate) struct Catalog {
+    pub log_start: Lsn,
+    pub next: Seqno,
+    pub next_id: u32,
+    pub entries: Vec<CatalogEntry>,
+}
+
+impl Catalog {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = vec![0; HEADER];
+        out[4] = TYPE_CATALOG;
+        put_varint(&mut out, self.log_start.0);
+        put_varint(&mut out, self.next.0);
+        put_varint(&mut out, u64::from(self.next_id));
+        put_varint(&mut out, self.entries.len() as u64);
+        for entry in &self.entries {
+            put_varint(&mut out, u64::from(entry.id.0));
+            put_bytes(&mut out, entry.name.as_bytes());
+            put_bytes(&mut out, entry.operator.as_bytes());
+            put_varint(&mut out, entry.flushed.0);
+            entry.root.encode(&mut out);
+        }
+        let body = (out.len() - HEADER) as u32;
+        out[8..12].copy_from_slice(&body.to_le_bytes());
+        out.resize(out.len().next_multiple_of(BLOCK), 0);
+        out
+    }
+
+    fn decode(page: &[u8]) -> Option<Catalog> {
+        let reserved = page.get(5..8)?.iter().chain(page.get(12..HEADER)?);
+        if *page.get(4)? != TYPE_CATALOG || reserved.into_iter().any(|&b| b != 0) {
+            return None;
+        }
+        let body = u32::from_le_bytes(page.get(8..12)?.try_into().ok()?) as usize;
+        let mut input = page.get(HEADER..HEADER.checked_add(body)?)?;
+        let input = &mut input;
+        let mut catalog = Catalog {
+            log_start: Lsn(get_varint(input)?),
+            next: Seqno(get_varint(input)?),
+            next_id: u32::try_from(get_varint(input)?).ok()?,
+            entries: Vec::new(),
+        };
+        for _ in 0..get_varint(input)? {
+            catalog.entries.push(CatalogEntry {
+                id: KeyspaceId(u32::try_from(get_varint(input)?).ok()?),
+                name: String::from_utf8(get_bytes(input)?.to_vec()).ok()?,
+                operator: String::from_utf8(get_bytes(input)?.to_vec()).ok()?,
+                flushed: Seqno(get_varint(input)?),
+                root: NodePointer::decode(input)?,
+            });
+        }
+        input.is_empty().then_some(catalog)
+    }
+
+    /// Reads the catalog that a superblock's payload points to, and takes ownership of its extent.
+    pub(crate) fn read(pager: &Pager, payload: &[u8]) -> Result<(Catalog, Arc<Extent>)> {
+        let lie = |offset, detail: &str| Error::Corrupt {
+            file: betree_pager::FILE_NAME.to_string(),
+            offset,
+            structure: "catalog",
+            detail: detail.to_string(),
+        };
+        let pointer = NodePointer::decode(&mut &payload[..])
+            .ok_or_else(|| lie(0, "the superblock's pointer does not decode"))?;
+        let extent = Arc::new(pager.adopt(pointer.offset, pointer.len)?);
+        let page = pager.get(&extent, 0, pointer.len, pointer.crc, PageKind::Node)?;
+        let catalog =
+            Catalog::decode(&page).ok_or_else(|| lie(pointer.offset, "the body does not decode"))?;
+        Ok((catalog, extent))
+    }
+}
+
+/// Writes pages of a checkpoint and waits for them at the end.
+struct PageWriter<'a> {
+    shared: &'a Shared,
+    io: &'a mut TaskIo,
+}
+
+impl PageWriter<'_> {
+    fn write(&mut self, mut bytes: Vec<u8>) -> Result<NodePlace> {
+        let extent = Arc::new(self.shared.pager.allocate_reserved(bytes.len())?);
+        let crc = self.shared.pager.seal(&mut bytes, extent.offset());
+        self.io.write(&extent, AlignedBuf::copy_of(&bytes));
+        Counters::add(&self.shared.counters.checkpoint_bytes, bytes.len() as u64);
+        Ok(NodePlace { len: bytes.len() as u32, extent, crc })
+    }
+
+    /// Writes what of the tree has no place yet.
+    fn place(&mut self, node: &Node) -> Result<()> {
+        if node.place.get().is_some() {
+            return Ok(());
+        }
+        for child in &node.children {
+            if let Target::Node(below) = &child.target {
+                self.place(below)?;
+            }
+        }
+        let place = self.write(node_codec::encode(node))?;
+        // Checkpoints exclude one another: nobody else places nodes.
+        let _ = node.place.set(place);
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Makes the trees as they are now the durable checkpoint. Called by one task at a time.
+    pub(crate) fn take_checkpoint(&self, io: &mut TaskIo) -> Result<()> {
+        let mut durable = self.checkpoint.lock();
+        let mut catalog = Catalog::default();
+        let mut roots = Vec::new();
+        let log_end;
+        {
+            let commit = self.commit.lock();
+            log_end = self.wal.end();
+            catalog.log_start = log_end;
+            catalog.next = commit.next;
+            let keyspaces = self.keyspaces.read();
+            catalog.next_id = keyspaces.next_id;
+            for state in keyspaces.by_name.values() {
+                let view = state.view();
+                let oldest = view.heads.iter().filter_map(|h| h.first_lsn.get()).min();
+                catalog.log_start = catalog.log_start.min(oldest.copied().unwrap_or(log_end));
+                let operator = state.operator().map(|o| o.name().to_string());
+                let operator = operator.or_else(|| keyspaces.operator_names.get(&state.id).cloned());
+                catalog.entries.push(CatalogEntry {
+                    id: state.id,
+                    name: state.name.clone(),
+                    operator: operator.unwrap_or_default(),
+                    flushed: view.flushed,
+                    root: NodePointer { offset: 0, len: 0, crc: 0 },
+                });
+                roots.push(view.root.clone());
+            }
+        }
+        self.sync_log(log_end)?;
+        let written = self.write_pages(&mut catalog, &roots, io);
+        // Nodes know their places from here on: should a write have failed, no later checkpoint may rely on them.
+        io.finish_writes().inspect_err(|error| self.poison.set(error))?;
+        let place = written?;
+        let mut payload = Vec::new();
+        NodePointer::of(&place).encode(&mut payload);
+        self.pager.publish(self.pager.epoch().next(), &payload)?;
+        *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start };
+        self.wal.trim(catalog.log_start)?;
+        Counters::add(&self.counters.checkpoints, 1);
+        Ok(())
+    }
+
+    /// Queues the writes of all nodes without a place and of the catalog. Where the catalog lies.
+    fn write_pages(&self, catalog: &mut Catalog, roots: &[Arc<Node>], io: &mut TaskIo) -> Result<NodePlace> {
+        let mut writer = PageWriter { shared: self, io };
+        for (root, entry) in roots.iter().zip(&mut catalog.entries) {
+            writer.place(root)?;
+            if let Some(place) = root.place.get() {
+                entry.root = NodePointer::of(place);
+            }
+        }
+        writer.write(catalog.encode())
+    }
+}

@@ -1,0 +1,233 @@
+//! The commit path: Seqno, log, memtable, visible.
+//!
+//! One writer at a time holds the commit lock for a few hundred nanoseconds: it numbers the batch, appends it to the
+//! log as one record, applies it to the active memtables and moves `visible`. Whoever needs `Sync` then waits outside the lock,
+//! so that writers share syncs.
+//!
+//! Crash argument: a batch is one log record, replayed whole or not at all; records are replayed in Seqno order from
+//! the checkpoint on; so what is recovered is a prefix of the committed batches. A failed append leaves the memtables
+//! untouched.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use betree_wal::Lsn;
+use parking_lot::MutexGuard;
+
+use crate::message::{BATCH_HEADER, MessageRef, Messages, put_varint, set_batch_header};
+use crate::options::Durability;
+use crate::shared::{Commit, Shared};
+use crate::state::State;
+use crate::stats::Counters;
+use crate::types::Seqno;
+use crate::{Error, Result};
+
+/// Longest wait for room before a writer looks again whether it will ever come.
+const LONGEST_WAIT: Duration = Duration::from_millis(100);
+
+impl Shared {
+    /// Commits one message: the header is encoded on the stack, key and value go from the caller's memory to log and memtable.
+    pub(crate) fn commit_one(
+        &self,
+        state: &State,
+        message: MessageRef<'_>,
+        durability: Durability,
+    ) -> Result<()> {
+        let bytes = message.key.len() + message.value.len();
+        self.admit(state, bytes)?;
+        let mut header = [0u8; BATCH_HEADER + 24];
+        let end;
+        {
+            let mut commit = self.lock_with_room(&[state])?;
+            let first = Seqno(commit.next.0);
+            set_batch_header(&mut header, first, 1);
+            let mut at = BATCH_HEADER;
+            header[at] = message.kind as u8;
+            at += 1;
+            for field in [state.id.0 as usize, message.key.len(), message.value.len()] {
+                let mut small: Vec<u8>;
+                if field < 0x80 {
+                    header[at] = field as u8;
+                    at += 1;
+                } else {
+                    small = Vec::with_capacity(10);
+                    put_varint(&mut small, field as u64);
+                    header[at..at + small.len()].copy_from_slice(&small);
+                    at += small.len();
+                }
+            }
+            end =
+                self.log(&mut commit, &[&header[..at], message.key, message.value], durability, &[state])?;
+            state.peek().heads[0].table.apply_one(first, message);
+            commit.next = Seqno(first.0 + 1);
+            self.visible.store(first.0, Ordering::Release);
+        }
+        Counters::add(&self.counters.user_bytes, bytes as u64);
+        Counters::add(&self.counters.messages, 1);
+        self.make_durable(end, durability)
+    }
+
+    /// Commits an encoded batch of `count` messages that concern `states`.
+    pub(crate) fn commit_batch(
+        &self,
+        encoded: &mut [u8],
+        count: u32,
+        states: &[&State],
+        durability: Durability,
+    ) -> Result<()> {
+        if count == 0 {
+            return Ok(());
+        }
+        for state in states {
+            self.admit(state, encoded.len() / states.len().max(1))?;
+        }
+        let end;
+        {
+            let mut commit = self.lock_with_room(states)?;
+            let first = commit.next;
+            set_batch_header(encoded, first, count);
+            end = self.log(&mut commit, &[encoded], durability, states)?;
+            match states {
+                [state] => {
+                    let mut seqno = first.0;
+                    let mut messages = Messages::new(&encoded[BATCH_HEADER..]).map(|(_, message)| {
+                        seqno += 1;
+                        (Seqno(seqno - 1), message)
+                    });
+                    state.peek().heads[0].table.apply(&mut messages);
+                }
+                _ => {
+                    for state in states {
+                        let mut messages = Messages::new(&encoded[BATCH_HEADER..])
+                            .enumerate()
+                            .filter(|(_, (id, _))| *id == state.id)
+                            .map(|(i, (_, message))| (Seqno(first.0 + i as u64), message));
+                        state.peek().heads[0].table.apply(&mut messages);
+                    }
+                }
+            }
+            let last = first.0 + u64::from(count) - 1;
+            commit.next = Seqno(last + 1);
+            self.visible.store(last, Ordering::Release);
+        }
+        Counters::add(&self.counters.user_bytes, encoded.len() as u64 - u64::from(count) * 4);
+        Counters::add(&self.counters.messages, u64::from(count));
+        self.make_durable(end, durability)
+    }
+
+    /// What must hold before a write is considered, and the smooth part of back-pressure.
+    fn admit(&self, state: &State, bytes: usize) -> Result<()> {
+        self.check_open()?;
+        self.poison.check()?;
+        if state.is_dropped() {
+            return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
+        }
+        if let Some(delay) = self.pressure.delay(bytes as u64) {
+            std::thread::sleep(delay);
+            Counters::add(&self.counters.pace_ns, delay.as_nanos() as u64);
+        }
+        Ok(())
+    }
+
+    /// The commit lock, with an active memtable that is not full in each of `states`. The hard limit of back-pressure.
+    fn lock_with_room(&self, states: &[&State]) -> Result<MutexGuard<'_, Commit>> {
+        let mut commit = self.commit.lock();
+        let mut waiting_since: Option<Instant> = None;
+        loop {
+            let mut full = false;
+            for state in states {
+                let view = state.peek();
+                if view.heads[0].table.bytes() >= self.memtable_bytes {
+                    if view.heads.len() > Shared::MAX_FROZEN {
+                        full = true;
+                    } else {
+                        drop(view);
+                        state.freeze();
+                        self.scheduler.wake();
+                    }
+                }
+            }
+            if !full {
+                break;
+            }
+            self.poison.check()?;
+            self.check_open()?;
+            waiting_since.get_or_insert_with(Instant::now);
+            if self.options.background_threads == 0 {
+                MutexGuard::unlocked(&mut commit, || self.run_one_task())?;
+            } else {
+                if let Some(error) = self.scheduler.standing_error() {
+                    return Err(error);
+                }
+                // With a limit, since a failure elsewhere may end background work without a signal.
+                self.room.wait_for(&mut commit, LONGEST_WAIT);
+            }
+        }
+        if let Some(since) = waiting_since {
+            let waited = since.elapsed().as_nanos() as u64;
+            Counters::add(&self.counters.stalls, 1);
+            Counters::add(&self.counters.stall_ns, waited);
+            self.counters.stall_max_ns.fetch_max(waited, Ordering::Relaxed);
+        }
+        Ok(commit)
+    }
+
+    /// Appends the record and notes in the memtables where their part of the log begins. The end of the record.
+    fn log(
+        &self,
+        commit: &mut Commit,
+        parts: &[&[u8]],
+        durability: Durability,
+        states: &[&State],
+    ) -> Result<Option<Lsn>> {
+        if durability == Durability::None {
+            for state in states {
+                state.peek().heads[0].unlogged.store(true, Ordering::Relaxed);
+            }
+            return Ok(None);
+        }
+        let start = commit.appender.end();
+        let end = commit.appender.append(parts).map_err(|e| self.log_failed(e.into()))?;
+        for state in states {
+            let view = state.peek();
+            if view.heads[0].first_lsn.get().is_none() {
+                let _ = view.heads[0].first_lsn.set(start);
+            }
+        }
+        Ok(Some(end))
+    }
+
+    fn make_durable(&self, end: Option<Lsn>, durability: Durability) -> Result<()> {
+        match (durability, end) {
+            (Durability::Sync, Some(end)) => self.sync_log(end),
+            _ => Ok(()),
+        }
+    }
+
+    /// Everything in the log below `upto` survives power loss when this returns.
+    pub(crate) fn sync_log(&self, upto: Lsn) -> Result<()> {
+        self.wal.sync(upto).map_err(|e| self.log_failed(e.into()))
+    }
+
+    /// Marks the end of the log as durable, so that later damage to its last records is told from a torn tail.
+    pub(crate) fn seal_log(&self) -> Result<()> {
+        self.wal.seal().map_err(|e| self.log_failed(e.into()))
+    }
+
+    /// A full device is only told to the caller; any other failure of the log ends writing.
+    fn log_failed(&self, error: Error) -> Error {
+        if !matches!(error, Error::NoSpace { .. }) {
+            self.poison.set(&error);
+        }
+        error
+    }
+
+    /// Freezes the active memtable if it holds anything. REQUIRES: the commit lock is held (the guard is the proof).
+    pub(crate) fn freeze(&self, _commit: &mut Commit, state: &Arc<State>) {
+        if !state.peek().heads[0].table.is_empty() {
+            state.freeze();
+            self.scheduler.wake();
+        }
+    }
+}

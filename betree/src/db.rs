@@ -1,0 +1,359 @@
+//! The database handle.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use betree_storage::Storage;
+use parking_lot::Mutex;
+
+use crate::check::{CheckReport, check};
+use crate::options::{Builder, Durability, KeyspaceOptions};
+use crate::recovery;
+use crate::shared::Shared;
+use crate::state::State;
+use crate::types::KeyspaceId;
+use crate::{Error, Keyspace, Result, Snapshot, Stats, WriteBatch};
+
+/// Longest name of a keyspace in bytes.
+const MAX_NAME_LEN: usize = 255;
+
+/// What keeps the background threads running: they end with the last handle.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    pub shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Handle {
+    fn start(shared: Arc<Shared>) -> Arc<Handle> {
+        let mut threads = Vec::new();
+        if shared.options.background_threads > 0 {
+            let mut spawn = |name: String, work: fn(&Shared)| {
+                let worker = shared.clone();
+                match std::thread::Builder::new().name(name).spawn(move || work(&worker)) {
+                    Ok(thread) => threads.push(thread),
+                    Err(e) => shared.poison.set(&Error::InvalidOption {
+                        option: "background_threads",
+                        detail: format!("a thread could not be started: {e}"),
+                    }),
+                }
+            };
+            for i in 0..shared.options.background_threads {
+                spawn(format!("betree-{i}"), Shared::work);
+            }
+            spawn("betree-log".into(), Shared::keep_log);
+        }
+        Arc::new(Handle { shared, threads: Mutex::new(threads) })
+    }
+
+    /// Ends background work after the tasks that are running.
+    fn stop(&self) {
+        self.shared.scheduler.stop();
+        for thread in self.threads.lock().drain(..) {
+            // The last handle may be dropped by a background thread's own work only in a bug; never join oneself.
+            if thread.thread().id() != std::thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+        self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.room.notify_all();
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.stop();
+        // What a Buffered write promised holds without it; this only shortens what power loss could take.
+        if self.shared.poison.check().is_ok() {
+            let _ = self.shared.sync_log(self.shared.wal.end());
+        }
+    }
+}
+
+/// A database: any number of [`Keyspace`]s that share one log, one page cache and one memory budget.
+///
+/// Cheap to clone, usable from any thread. The directory is locked while any handle, keyspace or snapshot of it lives.
+/// Dropping the last one stops background work and syncs the log; [`Db::close`] also checkpoints, so that the
+/// next open has nothing to replay, and reports errors.
+#[derive(Clone, Debug)]
+pub struct Db {
+    handle: Arc<Handle>,
+}
+
+impl Db {
+    /// Opens (or creates) the database in the directory `path` with default options.
+    ///
+    /// # Errors
+    /// See [`Builder::open`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Db> {
+        Builder::default().open(path)
+    }
+
+    /// Options for opening.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    pub(crate) fn open_with(path: &Path, builder: Builder) -> Result<Db> {
+        recovery::check_options(&builder.options)?;
+        Db::open_on(recovery::storage_at(path, &builder.options)?, builder)
+    }
+
+    pub(crate) fn open_on(storage: Arc<dyn Storage>, builder: Builder) -> Result<Db> {
+        let shared = recovery::open(storage, builder)?;
+        let db = Db { handle: Handle::start(shared) };
+        db.shared().scheduler.wake();
+        Ok(db)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+
+    /// Notes about the environment that an operator may want to know, such as the fallback from io_uring.
+    pub fn notes(&self) -> Vec<String> {
+        self.shared().storage.notes()
+    }
+
+    /// Opens the keyspace `name`, creating it with default options if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::InvalidKeyspace`] for a name that is empty or longer than 255 bytes; errors of the checkpoint that makes a new
+    /// keyspace durable.
+    pub fn keyspace(&self, name: &str) -> Result<Keyspace> {
+        self.keyspace_with(name, KeyspaceOptions::default())
+    }
+
+    /// Opens the keyspace `name`, creating it with these options if it is not there.
+    ///
+    /// # Errors
+    /// As [`Db::keyspace`], and [`Error::MergeOperator`] if it was created with another operator.
+    pub fn keyspace_with(&self, name: &str, options: KeyspaceOptions) -> Result<Keyspace> {
+        let shared = self.shared();
+        shared.check_open()?;
+        if name.is_empty() || name.len() > MAX_NAME_LEN {
+            return Err(Error::InvalidKeyspace {
+                keyspace: name.to_string(),
+                detail: format!("a name has 1 to {MAX_NAME_LEN} bytes, this one has {}", name.len()),
+            });
+        }
+        if let Some(tree) = &options.tree {
+            recovery::check_tree(tree)?;
+        }
+        let _creating = shared.creating.lock();
+        let known = shared.keyspaces.read().by_name.get(name).cloned();
+        let state = match known {
+            Some(state) => state,
+            None => self.create(name, &options)?,
+        };
+        if let Some(operator) = options.merge_operator {
+            self.set_operator(&state, operator)?;
+        }
+        Ok(Keyspace::new(self.handle.clone(), state))
+    }
+
+    fn create(&self, name: &str, options: &KeyspaceOptions) -> Result<Arc<State>> {
+        let shared = self.shared();
+        shared.poison.check()?;
+        let state = {
+            let commit = shared.commit.lock();
+            let mut keyspaces = shared.keyspaces.write();
+            if let Some(state) = keyspaces.by_name.get(name) {
+                return Ok(state.clone());
+            }
+            if keyspaces.next_id == u32::MAX {
+                return Err(Error::InvalidKeyspace {
+                    keyspace: name.to_string(),
+                    detail: "there is no number left for it".into(),
+                });
+            }
+            let id = KeyspaceId(keyspaces.next_id);
+            keyspaces.next_id += 1;
+            let tree = options.tree.unwrap_or(shared.options.tree);
+            let flushed = crate::Seqno(commit.next.0 - 1);
+            let state = recovery::new_state(shared, id, name, options.merge_operator.clone(), tree, flushed);
+            keyspaces.by_name.insert(name.to_string(), state.clone());
+            keyspaces.by_id.insert(id, state.clone());
+            state
+        };
+        // The log may name a keyspace only after the catalog does.
+        if let Err(error) = shared.checkpoint_now() {
+            state.dropped.store(true, Ordering::Relaxed);
+            let mut keyspaces = shared.keyspaces.write();
+            keyspaces.by_name.remove(name);
+            keyspaces.by_id.remove(&state.id);
+            return Err(error);
+        }
+        Ok(state)
+    }
+
+    fn set_operator(&self, state: &Arc<State>, operator: Arc<dyn crate::MergeOperator>) -> Result<()> {
+        match state.operator() {
+            Some(known) if known.name() != operator.name() => Err(Error::MergeOperator {
+                keyspace: state.name.clone(),
+                detail: format!("it was created with {:?}, not {:?}", known.name(), operator.name()),
+            }),
+            Some(_) => Ok(()),
+            None => {
+                let shared = self.shared();
+                {
+                    let _commit = shared.commit.lock();
+                    state.set_operator(operator);
+                    // The active memtable was made without it.
+                    state.freeze();
+                }
+                shared.checkpoint_now()
+            }
+        }
+    }
+
+    /// Drops the keyspace `name` with everything in it; false if there is none. Its space is free after the next checkpoint.
+    ///
+    /// # Errors
+    /// Those of the checkpoint that makes it durable.
+    pub fn drop_keyspace(&self, name: &str) -> Result<bool> {
+        let shared = self.shared();
+        shared.check_open()?;
+        shared.poison.check()?;
+        let _creating = shared.creating.lock();
+        let (state, operator) = {
+            let _commit = shared.commit.lock();
+            let mut keyspaces = shared.keyspaces.write();
+            let Some(state) = keyspaces.by_name.remove(name) else { return Ok(false) };
+            state.dropped.store(true, Ordering::Relaxed);
+            keyspaces.by_id.remove(&state.id);
+            let operator = keyspaces.operator_names.remove(&state.id);
+            (state, operator)
+        };
+        if let Err(error) = shared.checkpoint_now() {
+            // It is still in the durable catalog: it stays here as well.
+            let mut keyspaces = shared.keyspaces.write();
+            if let Some(operator) = operator {
+                keyspaces.operator_names.insert(state.id, operator);
+            }
+            keyspaces.by_id.insert(state.id, state.clone());
+            keyspaces.by_name.insert(name.to_string(), state.clone());
+            state.dropped.store(false, Ordering::Relaxed);
+            return Err(error);
+        }
+        Ok(true)
+    }
+
+    /// The names of all keyspaces, sorted.
+    pub fn keyspaces(&self) -> Vec<String> {
+        self.shared().keyspaces.read().by_name.keys().cloned().collect()
+    }
+
+    /// An empty batch.
+    pub fn batch(&self) -> WriteBatch {
+        WriteBatch::new()
+    }
+
+    /// Commits the batch with the database's durability: all of it takes effect, or none.
+    ///
+    /// # Errors
+    /// As [`Keyspace::insert`]; [`Error::ForeignKeyspace`] if the batch names a keyspace of another database. It then had no effect.
+    pub fn write(&self, mut batch: WriteBatch) -> Result<()> {
+        self.write_with(&mut batch, self.shared().options.durability)
+    }
+
+    /// Commits the batch with this durability and empties it; its memory can be used again.
+    ///
+    /// # Errors
+    /// As [`Db::write`]; the batch is then as it was.
+    pub fn write_with(&self, batch: &mut WriteBatch, durability: Durability) -> Result<()> {
+        for keyspace in &batch.keyspaces {
+            keyspace.check_belongs(&self.handle)?;
+        }
+        let (count, keyspaces) = (batch.count, std::mem::take(&mut batch.keyspaces));
+        let states: Vec<&State> = keyspaces.iter().map(|k| &*k.state).collect();
+        let result = self.shared().commit_batch(&mut batch.encoded, count, &states, durability);
+        batch.keyspaces = keyspaces;
+        result?;
+        batch.clear();
+        Ok(())
+    }
+
+    /// A fixed view of all keyspaces.
+    pub fn snapshot(&self) -> Snapshot {
+        Snapshot::new(self.handle.clone())
+    }
+
+    /// Everything whose write returned before survives power loss when this returns.
+    ///
+    /// # Errors
+    /// A failed sync: the database then refuses writes ([`Error::Poisoned`]).
+    pub fn persist(&self) -> Result<()> {
+        let shared = self.shared();
+        shared.check_open()?;
+        shared.poison.check()?;
+        let unlogged = |s: &Arc<State>| s.view().heads.iter().any(|h| h.unlogged.load(Ordering::Relaxed));
+        if shared.states().iter().any(unlogged) {
+            return self.checkpoint();
+        }
+        shared.sync_log(shared.wal.end())
+    }
+
+    /// Flushes the memtables and makes everything the start of the next recovery.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn checkpoint(&self) -> Result<()> {
+        let shared = self.shared();
+        shared.check_open()?;
+        shared.flush_memtables()?;
+        shared.checkpoint_now()
+    }
+
+    /// Checks every invariant and every checksum of the trees as they are now. Reads everything.
+    ///
+    /// # Errors
+    /// Those of the device. What is wrong with the data is not an error but in the report.
+    pub fn check(&self) -> Result<CheckReport> {
+        self.shared().check_open()?;
+        check(self.shared())
+    }
+
+    /// Moves everything down to the leaves, and checkpoints. Reads are cheapest and space is least after it.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn compact(&self) -> Result<()> {
+        let shared = self.shared();
+        shared.check_open()?;
+        shared.compact_all()?;
+        shared.checkpoint_now()
+    }
+
+    /// Counters and sizes.
+    pub fn stats(&self) -> Stats {
+        self.shared().stats()
+    }
+
+    /// Carries out one step of background work in this thread; false if none is due. For databases opened with
+    /// [`crate::Options::background_threads`] = 0.
+    ///
+    /// # Errors
+    /// Those of the work.
+    pub fn run_background(&self) -> Result<bool> {
+        self.shared().check_open()?;
+        self.shared().poison.check()?;
+        self.shared().run_one_task()
+    }
+
+    /// Flushes, checkpoints, and ends background work. Other handles then answer [`Error::Closed`].
+    ///
+    /// # Errors
+    /// Those of the device; background work has ended all the same.
+    pub fn close(self) -> Result<()> {
+        let result = match self.shared().check_open() {
+            Err(_) => return Ok(()),
+            Ok(()) => self.checkpoint(),
+        };
+        self.handle.stop();
+        result?;
+        self.shared().seal_log()
+    }
+}

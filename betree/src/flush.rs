@@ -1,0 +1,370 @@
+//! Background tasks that move messages down. Each is flat: it reads and writes what belongs to one child, outside all
+//! locks, then changes the tree under the keyspace's change lock if the child is still as it was found.
+//!
+//! - A frozen memtable becomes a run in the root's buffer; slices that are large enough go down by reference at once.
+//! - Runs pending for an inner child are merged into one run in that child's buffer.
+//! - Runs pending for a leaf become a delta of the leaf, or are merged with its base (compaction), which may split it. Runs that overlap
+//!   nothing move into the base by reference: a sequential load moves pointers, not bytes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use betree_pager::{Extent, Pager, PagerIo};
+use betree_storage::AlignedBuf;
+
+use crate::Result;
+use crate::merge::Merge;
+use crate::node::{Leaf, Node, Target};
+use crate::options::TreeOptions;
+use crate::run::Run;
+use crate::segment::{Segment, separator};
+use crate::shared::Shared;
+use crate::spans::Spans;
+use crate::state::State;
+use crate::stats::Counter;
+use crate::tree::{self, Descent, LeafChange};
+use crate::types::Seqno;
+use crate::view::Head;
+use crate::writer::{Purpose, RunWriter};
+
+/// The I/O channels of one worker.
+pub(crate) struct TaskIo {
+    read: PagerIo,
+    write: PagerIo,
+}
+
+impl TaskIo {
+    pub(crate) fn new(pager: &Pager) -> Result<TaskIo> {
+        Ok(TaskIo { read: pager.io()?, write: pager.io()? })
+    }
+
+    /// Queues the write of a whole extent.
+    pub(crate) fn write(&mut self, extent: &Arc<Extent>, buf: AlignedBuf) {
+        self.write.submit_write(extent, 0, buf, 0);
+    }
+
+    /// Waits for every write queued; the first failure.
+    pub(crate) fn finish_writes(&mut self) -> Result<()> {
+        Ok(self.write.finish()?)
+    }
+}
+
+/// A child of a node at the moment a task was picked, with its key range.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    pub node: Arc<Node>,
+    pub index: usize,
+    pub low: Vec<u8>,
+    pub high: Option<Vec<u8>>,
+}
+
+impl Site {
+    fn high(&self) -> Option<&[u8]> {
+        self.high.as_deref()
+    }
+
+    /// Runs pending for the child that concern its range, newest first.
+    fn runs(&self) -> Vec<Arc<Run>> {
+        let runs = self.node.pending_runs(self.index).map(|q| q.run.clone());
+        runs.filter(|r| r.touches(&self.low, self.high())).collect()
+    }
+}
+
+/// Smallest slice of a run that goes down by reference, in bytes per run: smaller ones are merged on the way.
+fn reference_bytes(options: &TreeOptions) -> u64 {
+    options.segment_bytes as u64 / 4
+}
+
+/// Whether what is pending for inner child `index` can go down by reference.
+fn goes_by_reference(node: &Node, index: usize, high: Option<&[u8]>, options: &TreeOptions) -> bool {
+    let low = &node.children[index].low;
+    let child_high = node.high_of(index, high);
+    let (mut runs, mut bytes, mut points) = (0, 0, false);
+    for queued in node.pending_runs(index) {
+        if queued.run.touches(low, child_high) {
+            runs += 1;
+            bytes += queued.run.bytes_in(low, child_high);
+            points |= !queued.run.segments_in(low, child_high).is_empty();
+        }
+    }
+    runs > 0 && (!points || bytes / runs >= reference_bytes(options))
+}
+
+/// Sends every slice that is large enough down by reference, level by level. Pure memory.
+fn settle(mut root: Arc<Node>, options: &TreeOptions, moved: &mut u64) -> Arc<Node> {
+    fn find(node: &Arc<Node>, high: Option<&[u8]>, options: &TreeOptions) -> Option<(Descent, u64)> {
+        if node.level < 2 {
+            return None;
+        }
+        for (i, child) in node.children.iter().enumerate() {
+            if child.cursor < node.next_number && goes_by_reference(node, i, high, options) {
+                let descent = Descent {
+                    key: child.low.to_vec(),
+                    level: node.level,
+                    merged: None,
+                    from: child.cursor,
+                    cursor: node.next_number,
+                };
+                return Some((descent, child.pending));
+            }
+        }
+        node.children.iter().enumerate().find_map(|(i, child)| match &child.target {
+            Target::Node(below) => find(below, node.high_of(i, high), options),
+            Target::Leaf(_) => None,
+        })
+    }
+    while let Some((descent, bytes)) = find(&root, None, options) {
+        let Some(next) = tree::descend(&root, &descent, options) else { break };
+        *moved += bytes;
+        root = next;
+    }
+    root
+}
+
+fn seqnos<'a>(runs: impl Iterator<Item = &'a Arc<Run>> + Clone) -> (Seqno, Seqno) {
+    (runs.clone().map(|r| r.first).min().unwrap_or_default(), runs.map(|r| r.last).max().unwrap_or_default())
+}
+
+/// Writes the oldest memtable of a keyspace as a run and puts it into the tree.
+pub(crate) fn flush_memtable(
+    shared: &Shared,
+    state: &State,
+    head: &Arc<Head>,
+    io: &mut TaskIo,
+) -> Result<()> {
+    let Some((first, last)) = head.table.seqnos() else {
+        state.install(head, Seqno(0), Arc::clone);
+        return Ok(());
+    };
+    let options = &state.tree;
+    let root = state.view().root.clone();
+    let mut pivots = root.children[1..].iter().map(|c| &c.low[..]).filter(|_| root.level > 1).peekable();
+    let mut writer = RunWriter::new(
+        &shared.pager,
+        &mut io.write,
+        *options,
+        Purpose::NewData,
+        &shared.counters.memtable_flush_bytes,
+    );
+    let mut cursor = head.table.cursor(Seqno(u64::MAX));
+    cursor.seek(b"");
+    while let Some(message) = cursor.entry() {
+        if pivots.peek().is_some_and(|p| *p <= message.key) {
+            while pivots.next_if(|p| *p <= message.key).is_some() {}
+            // Slices that do not share segments between children free their space sooner.
+            writer.cut_segment(options.segment_bytes / 4)?;
+        }
+        writer.push(message)?;
+        cursor.advance();
+    }
+    let segments = writer.cut()?;
+    writer.finish()?;
+    let run = Arc::new(Run { segments, spans: head.table.spans(Seqno(u64::MAX)), first, last });
+    let mut moved = 0;
+    state.install(head, last, |root| {
+        let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
+        settle(root, options, &mut moved)
+    });
+    shared.counters.moved_bytes.fetch_add(moved, Relaxed);
+    Ok(())
+}
+
+fn rewriter<'a>(
+    shared: &'a Shared,
+    io: &'a mut PagerIo,
+    options: TreeOptions,
+    written: &'a Counter,
+) -> RunWriter<'a> {
+    RunWriter::new(&shared.pager, io, options, Purpose::Rewrite, written)
+}
+
+/// Merges what is pending for an inner child into one run in the child's buffer.
+pub(crate) fn flush_to_node(shared: &Shared, state: &State, site: &Site, io: &mut TaskIo) -> Result<bool> {
+    let runs = site.runs();
+    let options = &state.tree;
+    let (first, last) = seqnos(runs.iter());
+    let mut merge =
+        Merge::new(&shared.pager, &mut io.read, state.operator(), &runs, &site.low, site.high(), false)?;
+    let spans = merge.spans();
+    shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
+    let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.flush_written);
+    while let Some(message) = merge.step()? {
+        writer.push(message)?;
+    }
+    let segments = writer.cut()?;
+    writer.finish()?;
+    let descent = Descent {
+        key: site.low.clone(),
+        level: site.node.level,
+        merged: Some(Run { segments, spans, first, last }),
+        from: site.node.children[site.index].cursor,
+        cursor: site.node.next_number,
+    };
+    let mut moved = 0;
+    let done = state
+        .change(|root| tree::descend(root, &descent, options).map(|root| settle(root, options, &mut moved)));
+    shared.counters.moved_bytes.fetch_add(moved, Relaxed);
+    Ok(done)
+}
+
+/// Flushes what is pending for a leaf. `force`: compact the leaf whatever its size.
+pub(crate) fn flush_to_leaf(
+    shared: &Shared,
+    state: &State,
+    site: &Site,
+    io: &mut TaskIo,
+    force: bool,
+) -> Result<bool> {
+    let child = &site.node.children[site.index];
+    let Target::Leaf(leaf) = &child.target else { return Ok(false) };
+    let options = &state.tree;
+    let pending = site.runs();
+    let new = if let Some(moved) = by_reference(site, leaf, &pending, options) {
+        shared.counters.moved_bytes.fetch_add(child.pending, Relaxed);
+        moved
+    } else {
+        let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
+        let deltas = leaf.delta_bytes() + arriving;
+        let limit = leaf.base_bytes() * options.leaf_delta_percent as u64 / 100;
+        let compact = force || leaf.base.is_none() || deltas >= limit || leaf.deltas.len() >= MAX_DELTAS;
+        if compact {
+            compact_leaf(shared, state, site, leaf, &pending, io)?
+        } else {
+            add_delta(shared, state, site, leaf, &pending, io)?
+        }
+    };
+    let change = LeafChange {
+        old: leaf.id,
+        key: site.low.clone(),
+        new,
+        cursor: site.node.next_number,
+        taken: child.pending,
+    };
+    let done = state.change(|root| tree::replace_leaf(root, &change, options));
+    if done {
+        shared.pressure.drained(child.pending);
+    }
+    Ok(done)
+}
+
+/// Most deltas of a leaf; one more flush compacts it.
+const MAX_DELTAS: usize = 4;
+/// Most segments of a leaf that were moved in by reference.
+const MAX_MOVED_SEGMENTS: usize = 32;
+
+/// New leaves with their low keys; the first keeps that of the old leaf.
+type NewLeaves = Vec<(Option<Vec<u8>>, Arc<Leaf>)>;
+
+/// The leaf's base with the pending segments put between its own, if nothing overlaps and they are worth keeping as they are.
+fn by_reference(site: &Site, leaf: &Leaf, pending: &[Arc<Run>], options: &TreeOptions) -> Option<NewLeaves> {
+    if pending.is_empty() || !leaf.deltas.is_empty() || pending.iter().any(|r| !r.spans.is_empty()) {
+        return None;
+    }
+    let mut segments: Vec<Arc<Segment>> = Vec::new();
+    for run in pending.iter().chain(&leaf.base) {
+        segments.extend(run.segments_in(&site.low, site.high()).iter().cloned());
+    }
+    segments.sort_by(|a, b| a.min.cmp(&b.min));
+    let bytes: u64 = segments.iter().map(|s| u64::from(s.data_len)).sum();
+    let fits = segments.iter().all(|s| s.inside(&site.low, site.high()))
+        && segments.windows(2).all(|pair| pair[0].max < pair[1].min)
+        && bytes / segments.len().max(1) as u64 >= reference_bytes(options)
+        && segments.len() * options.segment_bytes
+            <= MAX_MOVED_SEGMENTS * options.leaf_bytes.max(bytes as usize);
+    if !fits {
+        return None;
+    }
+    let (first, last) = seqnos(pending.iter().chain(&leaf.base));
+    let mut new: NewLeaves = Vec::new();
+    let mut low: Option<Vec<u8>> = None;
+    let mut part: Vec<Arc<Segment>> = Vec::new();
+    let mut part_bytes = 0;
+    let finish = |part: &mut Vec<Arc<Segment>>| {
+        let segments = std::mem::take(part);
+        Leaf::new(Some(Arc::new(Run { segments, spans: Spans::default(), first, last })), Vec::new())
+    };
+    for segment in segments {
+        if part_bytes > 0 && part_bytes + u64::from(segment.data_len) > options.leaf_bytes as u64 {
+            let above = part.last().map(|s| separator(&s.max, &segment.min).to_vec());
+            new.push((low.take(), finish(&mut part)));
+            low = above;
+            part_bytes = 0;
+        }
+        part_bytes += u64::from(segment.data_len);
+        part.push(segment);
+    }
+    new.push((low.take(), finish(&mut part)));
+    Some(new)
+}
+
+/// Merges the pending runs into one more delta.
+fn add_delta(
+    shared: &Shared,
+    state: &State,
+    site: &Site,
+    leaf: &Leaf,
+    pending: &[Arc<Run>],
+    io: &mut TaskIo,
+) -> Result<NewLeaves> {
+    let (first, last) = seqnos(pending.iter());
+    let mut merge =
+        Merge::new(&shared.pager, &mut io.read, state.operator(), pending, &site.low, site.high(), false)?;
+    let spans = merge.spans();
+    shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
+    let mut writer = rewriter(shared, &mut io.write, state.tree, &shared.counters.flush_written);
+    while let Some(message) = merge.step()? {
+        writer.push(message)?;
+    }
+    let segments = writer.cut()?;
+    writer.finish()?;
+    let mut deltas = leaf.deltas.clone();
+    let run = Run { segments, spans, first, last };
+    if !run.is_empty() {
+        deltas.push(Arc::new(run));
+    }
+    Ok(vec![(None, Leaf::new(leaf.base.clone(), deltas))])
+}
+
+/// Merges everything of the leaf and everything pending for it into one base, or the bases of several leaves.
+fn compact_leaf(
+    shared: &Shared,
+    state: &State,
+    site: &Site,
+    leaf: &Leaf,
+    pending: &[Arc<Run>],
+    io: &mut TaskIo,
+) -> Result<NewLeaves> {
+    let options = &state.tree;
+    let runs: Vec<Arc<Run>> = pending.iter().chain(leaf.runs()).cloned().collect();
+    let (first, last) = seqnos(runs.iter());
+    let total: u64 = runs.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
+    // One leaf while it fits, else parts that have room to grow.
+    let parts = if total <= options.leaf_bytes as u64 {
+        1
+    } else {
+        (total * 3 / 2).div_ceil(options.leaf_bytes as u64)
+    };
+    let part_bytes = if parts == 1 { u64::MAX } else { total.div_ceil(parts) };
+
+    let mut merge =
+        Merge::new(&shared.pager, &mut io.read, state.operator(), &runs, &site.low, site.high(), true)?;
+    shared.counters.compact_read.fetch_add(merge.bytes(), Relaxed);
+    let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.compact_written);
+    let mut new: NewLeaves = Vec::new();
+    let mut low: Option<Vec<u8>> = None;
+    let leaf_of = |segments| {
+        Leaf::new(Some(Arc::new(Run { segments, spans: Spans::default(), first, last })), Vec::new())
+    };
+    while let Some(message) = merge.step()? {
+        if writer.run_bytes() >= part_bytes {
+            let segments = writer.cut()?;
+            let above = separator(writer.last_key(), message.key).to_vec();
+            new.push((low.replace(above), leaf_of(segments)));
+        }
+        writer.push(message)?;
+    }
+    let segments = writer.cut()?;
+    writer.finish()?;
+    new.push((low, leaf_of(segments)));
+    Ok(new)
+}

@@ -1,0 +1,264 @@
+//! The handle of one keyspace.
+
+use std::ops::RangeBounds;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::batch::check_limits;
+use crate::db::Handle;
+use crate::iter::{bounds, prefix_bounds};
+use crate::message::{Kind, MessageRef};
+use crate::state::State;
+use crate::types::{KeyspaceId, Seqno};
+use crate::view::View;
+use crate::{Error, Iter, Result, get};
+
+/// An ordered map of byte strings within a database: a Bε-tree of its own. Cheap to clone, usable from any thread.
+///
+/// Writes are blind: they do not read, and return nothing about what was there. What a write survives when it returns is
+/// the database's [`crate::Durability`].
+#[derive(Clone, Debug)]
+pub struct Keyspace {
+    handle: Arc<Handle>,
+    pub(crate) state: Arc<State>,
+}
+
+impl Keyspace {
+    pub(crate) fn new(handle: Arc<Handle>, state: Arc<State>) -> Keyspace {
+        Keyspace { handle, state }
+    }
+
+    pub(crate) fn id(&self) -> KeyspaceId {
+        self.state.id
+    }
+
+    pub(crate) fn same(&self, other: &Keyspace) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+
+    pub(crate) fn check_belongs(&self, handle: &Arc<Handle>) -> Result<()> {
+        if Arc::ptr_eq(&self.handle.shared, &handle.shared) {
+            return Ok(());
+        }
+        Err(Error::ForeignKeyspace { keyspace: self.state.name.clone() })
+    }
+
+    pub(crate) fn require_operator(&self) -> Result<()> {
+        if self.state.has_operator() {
+            return Ok(());
+        }
+        Err(Error::MergeOperator {
+            keyspace: self.state.name.clone(),
+            detail: "it has no merge operator".into(),
+        })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.state.name
+    }
+
+    /// The value of `key`, or `None`. At most one device read when filters and indexes are cached.
+    ///
+    /// # Errors
+    /// Those of the device, and corruption with its place.
+    pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
+        let shared = &self.handle.shared;
+        shared.check_open()?;
+        crate::stats::Counters::add(&shared.counters.gets, 1);
+        let view = self.state.peek();
+        get::get(&shared.pager, || self.state.operator(), &view, key.as_ref(), Seqno(u64::MAX))
+    }
+
+    /// The values of `keys`, in their order, all of one moment; page reads are in flight together.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
+        let shared = &self.handle.shared;
+        shared.check_open()?;
+        crate::stats::Counters::add(&shared.counters.gets, keys.len() as u64);
+        let (view, at) = self.moment();
+        let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
+        get::multi_get(&shared.pager, self.state.operator(), &view, &keys, at)
+    }
+
+    /// Whether `key` is present.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn contains_key(&self, key: impl AsRef<[u8]>) -> Result<bool> {
+        Ok(self.get(key)?.is_some())
+    }
+
+    /// Sets `key` to `value`.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// let db = betree::Db::open(dir.path())?;
+    /// let towns = db.keyspace("towns")?;
+    /// towns.insert("Ulm", "Danube")?;
+    /// assert_eq!(towns.get("Ulm")?.as_deref(), Some(&b"Danube"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`Error::KeyTooLong`], [`Error::ValueTooLong`], [`Error::NoSpace`], [`Error::Poisoned`] after an earlier failure; the write then
+    /// had no effect.
+    pub fn insert(&self, key: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Result<()> {
+        self.write(Kind::Put, key.as_ref(), value.as_ref())
+    }
+
+    /// Removes `key`, whether or not it is there.
+    ///
+    /// # Errors
+    /// As [`Keyspace::insert`].
+    pub fn remove(&self, key: impl AsRef<[u8]>) -> Result<()> {
+        self.write(Kind::Delete, key.as_ref(), b"")
+    }
+
+    /// Folds `operand` onto the value of `key` with the keyspace's merge operator, without reading it.
+    ///
+    /// # Errors
+    /// As [`Keyspace::insert`], and [`Error::MergeOperator`] if the keyspace has no operator.
+    pub fn merge(&self, key: impl AsRef<[u8]>, operand: impl AsRef<[u8]>) -> Result<()> {
+        self.require_operator()?;
+        self.write(Kind::Merge, key.as_ref(), operand.as_ref())
+    }
+
+    /// Removes every key in `start..end` (end exclusive) by one message. Leaves that are covered wholly are dropped unread and their space
+    /// is given back. An empty or inverted range removes nothing.
+    ///
+    /// # Errors
+    /// As [`Keyspace::insert`].
+    pub fn remove_range(&self, start: impl AsRef<[u8]>, end: impl AsRef<[u8]>) -> Result<()> {
+        let (start, end) = (start.as_ref(), end.as_ref());
+        if start >= end {
+            return Ok(());
+        }
+        check_limits(end, b"")?;
+        self.write(Kind::RangeDelete, start, end)
+    }
+
+    /// Removes every key.
+    ///
+    /// # Errors
+    /// As [`Keyspace::insert`].
+    pub fn clear(&self) -> Result<()> {
+        match self.last_key_value()? {
+            None => Ok(()),
+            Some((last, _)) if last.len() < crate::MAX_KEY_LEN => {
+                self.remove_range([], [&last[..], &[0]].concat())
+            }
+            Some((last, _)) => {
+                self.remove_range([], &last)?;
+                self.remove(&last)
+            }
+        }
+    }
+
+    /// Replaces the value of `key` by what `change` makes of it (`None`: absent), atomically with respect to other updates
+    /// of the keyspace made by this function. The new value.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`] and [`Keyspace::insert`].
+    pub fn update(
+        &self,
+        key: impl AsRef<[u8]>,
+        change: impl FnOnce(Option<&[u8]>) -> Option<Vec<u8>>,
+    ) -> Result<Option<Bytes>> {
+        let key = key.as_ref();
+        let _guard = self.state.lock_for_update(key);
+        let old = self.get(key)?;
+        match change(old.as_deref()) {
+            Some(value) => {
+                self.insert(key, &value)?;
+                Ok(Some(value.into()))
+            }
+            None => {
+                if old.is_some() {
+                    self.remove(key)?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// The records of a key range in order. An inverted range is empty.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = betree::Db::open(dir.path())?;
+    /// let towns = db.keyspace("towns")?;
+    /// # for t in ["Aachen", "Bonn", "Celle", "Dessau"] { towns.insert(t, "")?; }
+    /// let names: Vec<_> = towns.range("B".."D").rev().map(|r| r.map(|(k, _)| k)).collect::<Result<_, _>>()?;
+    /// assert_eq!(names, ["Celle", "Bonn"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Iter {
+        self.iter_bounds(bounds(&range))
+    }
+
+    /// The records whose keys begin with `prefix`.
+    pub fn prefix(&self, prefix: impl AsRef<[u8]>) -> Iter {
+        self.iter_bounds(prefix_bounds(prefix.as_ref()))
+    }
+
+    /// All records.
+    pub fn iter(&self) -> Iter {
+        self.iter_bounds((Vec::new(), None))
+    }
+
+    /// The record with the smallest key.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn first_key_value(&self) -> Result<Option<(Bytes, Bytes)>> {
+        self.iter().next().transpose()
+    }
+
+    /// The record with the largest key.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn last_key_value(&self) -> Result<Option<(Bytes, Bytes)>> {
+        self.iter().next_back().transpose()
+    }
+
+    /// An estimate of the number of keys, from above: each message counts that has not met an older one of its key.
+    pub fn approximate_len(&self) -> u64 {
+        let view = self.state.view();
+        let mut messages: u64 = view.heads.iter().map(|h| h.table.len() as u64).sum();
+        let mut seen = std::collections::HashSet::new();
+        view.root.visit_segments(&mut |segment| {
+            if seen.insert(segment.extent.id()) {
+                messages += u64::from(segment.messages);
+            }
+        });
+        messages
+    }
+
+    fn iter_bounds(&self, bounds: (Vec<u8>, Option<Vec<u8>>)) -> Iter {
+        let (view, at) = self.moment();
+        Iter::new(&self.handle.shared.pager, self.state.operator(), view, at, bounds)
+    }
+
+    /// A view and a Seqno that belong together: everything up to the Seqno is in the view, and what the view's tree has is not above it.
+    fn moment(&self) -> (Arc<View>, Seqno) {
+        loop {
+            let view = self.state.view();
+            let at = self.handle.shared.visible();
+            // Unchanged since: no memtable was frozen or installed between the two looks.
+            if Arc::ptr_eq(&view, &self.state.peek()) {
+                return (view, at);
+            }
+        }
+    }
+
+    fn write(&self, kind: Kind, key: &[u8], value: &[u8]) -> Result<()> {
+        check_limits(key, if kind == Kind::RangeDelete { b"" } else { value })?;
+        let shared = &self.handle.shared;
+        shared.commit_one(&self.state, MessageRef { kind, key, value }, shared.options.durability)
+    }
+}

@@ -1,0 +1,56 @@
+//! An embeddable, crash-safe, ordered key-value store built on a Bε-tree.
+
+#![warn(missing_docs)]
+
+mod batch;
+mod check;
+mod checkpoint;
+mod commit;
+mod cursor;
+mod db;
+mod error;
+mod filter;
+mod flush;
+mod get;
+mod hash;
+mod iter;
+mod keyspace;
+mod memtable;
+mod merge;
+mod message;
+mod node;
+mod node_codec;
+mod operands;
+mod operator;
+mod options;
+mod page;
+mod poison;
+mod pressure;
+mod recovery;
+mod run;
+mod scheduler;
+mod segment;
+mod shared;
+mod snapshot;
+mod spans;
+mod state;
+mod stats;
+mod stream;
+mod tree;
+mod types;
+mod view;
+mod walk;
+mod writer;
+
+pub use batch::{MAX_BATCH_LEN, WriteBatch};
+pub use bytes::Bytes;
+pub use check::CheckReport;
+pub use db::Db;
+pub use error::{Error, Result};
+pub use iter::Iter;
+pub use keyspace::Keyspace;
+pub use operator::{AddI64, Append, Max, MergeOperator, Min};
+pub use options::{Builder, Durability, KeyspaceOptions, Options, TreeOptions};
+pub use snapshot::Snapshot;
+pub use stats::Stats;
+pub use types::{MAX_KEY_LEN, MAX_VALUE_LEN, Seqno};

@@ -1,0 +1,190 @@
+//! Messages and their encoding in batches.
+//!
+//! One encoding serves the write batch in memory and the payload of a log record, so that a batch is encoded once:
+//!
+//! ```text
+//! batch   := first_seqno u64 | count u32 | message*          (all integers little-endian)
+//! message := kind u8 | keyspace varint | klen varint | vlen varint | key | value
+//! ```
+//!
+//! `kind` is 0 Put, 1 Delete (no value), 2 Merge (value = operand), 3 RangeDelete (key = start, value = end, exclusive).
+//! The n-th message of a batch has Seqno first_seqno + n. Called by the batch, the commit path and recovery.
+
+use crate::types::{KeyspaceId, MAX_KEY_LEN, MAX_VALUE_LEN, Seqno};
+
+/// What a message asks for.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Hash)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    /// The key has this value.
+    Put = 0,
+    /// The key is absent.
+    Delete = 1,
+    /// The operand is folded onto what lies below.
+    Merge = 2,
+    /// Every key in `key..value` is absent.
+    RangeDelete = 3,
+}
+
+impl Kind {
+    pub(crate) fn from_u8(byte: u8) -> Option<Kind> {
+        Some(match byte {
+            0 => Kind::Put,
+            1 => Kind::Delete,
+            2 => Kind::Merge,
+            3 => Kind::RangeDelete,
+            _ => return None,
+        })
+    }
+}
+
+/// A borrowed message. For a RangeDelete `key..value` is the range; for a Delete `value` is empty.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) struct MessageRef<'a> {
+    pub kind: Kind,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
+}
+
+/// Bytes before the first message of an encoded batch.
+pub(crate) const BATCH_HEADER: usize = 12;
+
+/// Appends one message to an encoded batch.
+pub(crate) fn encode_message(out: &mut Vec<u8>, keyspace: KeyspaceId, message: MessageRef<'_>) {
+    out.push(message.kind as u8);
+    put_varint(out, u64::from(keyspace.0));
+    put_varint(out, message.key.len() as u64);
+    put_varint(out, message.value.len() as u64);
+    out.extend_from_slice(message.key);
+    out.extend_from_slice(message.value);
+}
+
+/// Fills the header of an encoded batch.
+pub(crate) fn set_batch_header(batch: &mut [u8], first: Seqno, count: u32) {
+    batch[..8].copy_from_slice(&first.0.to_le_bytes());
+    batch[8..12].copy_from_slice(&count.to_le_bytes());
+}
+
+/// Reads the header of an encoded batch: its first Seqno and the number of messages.
+pub(crate) fn batch_header(batch: &[u8]) -> Option<(Seqno, u32)> {
+    let first = u64::from_le_bytes(batch.get(..8)?.try_into().ok()?);
+    let count = u32::from_le_bytes(batch.get(8..12)?.try_into().ok()?);
+    Some((Seqno(first), count))
+}
+
+/// The messages of an encoded batch, in order. Ends early with `None` in [`Messages::next`] on malformed bytes;
+/// [`Messages::finished`] tells the difference.
+pub(crate) struct Messages<'a> {
+    rest: &'a [u8],
+    ok: bool,
+}
+
+impl<'a> Messages<'a> {
+    /// Over the bytes after the batch header.
+    pub(crate) fn new(body: &'a [u8]) -> Self {
+        Messages { rest: body, ok: true }
+    }
+
+    /// Whether every byte was a well-formed message.
+    pub(crate) fn finished(&self) -> bool {
+        self.ok && self.rest.is_empty()
+    }
+
+    fn decode(&mut self) -> Option<(KeyspaceId, MessageRef<'a>)> {
+        let (&kind, mut rest) = self.rest.split_first()?;
+        let kind = Kind::from_u8(kind)?;
+        let keyspace = u32::try_from(get_varint(&mut rest)?).ok()?;
+        let klen = usize::try_from(get_varint(&mut rest)?).ok()?;
+        let vlen = usize::try_from(get_varint(&mut rest)?).ok()?;
+        if klen > MAX_KEY_LEN || vlen > MAX_VALUE_LEN || klen + vlen > rest.len() {
+            return None;
+        }
+        let (key, rest) = rest.split_at(klen);
+        let (value, rest) = rest.split_at(vlen);
+        self.rest = rest;
+        Some((KeyspaceId(keyspace), MessageRef { kind, key, value }))
+    }
+}
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = (KeyspaceId, MessageRef<'a>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if !self.ok || self.rest.is_empty() {
+            return None;
+        }
+        let message = self.decode();
+        self.ok = message.is_some();
+        message
+    }
+}
+
+/// Appends `value` as a LEB128 varint (at most 10 bytes).
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        out.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    out.push(value as u8);
+}
+
+/// Takes a LEB128 varint off the front of `bytes`; `None` if it is cut off or does not fit 64 bits.
+pub(crate) fn get_varint(bytes: &mut &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for shift in (0..64).step_by(7) {
+        let (&byte, rest) = bytes.split_first()?;
+        *bytes = rest;
+        if shift == 63 && byte > 1 {
+            return None;
+        }
+        value |= u64::from(byte & 0x7f) << shift;
+        if byte < 0x80 {
+            return Some(value);
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_decodes_to_the_messages_that_were_encoded() {
+        let mut batch = vec![0; BATCH_HEADER];
+        let messages = [
+            MessageRef { kind: Kind::Put, key: b"", value: b"v" },
+            MessageRef { kind: Kind::Delete, key: &[0xff; 300], value: b"" },
+            MessageRef { kind: Kind::Merge, key: b"k", value: &[7; 70_000] },
+            MessageRef { kind: Kind::RangeDelete, key: b"a", value: b"b" },
+        ];
+        let mut ends = vec![batch.len()];
+        for (i, m) in messages.iter().enumerate() {
+            encode_message(&mut batch, KeyspaceId(i as u32 * 100), *m);
+            ends.push(batch.len());
+        }
+        set_batch_header(&mut batch, Seqno(9), 4);
+        assert_eq!(batch_header(&batch), Some((Seqno(9), 4)));
+        let mut decoded = Messages::new(&batch[BATCH_HEADER..]);
+        for (i, m) in messages.iter().enumerate() {
+            assert_eq!(decoded.next(), Some((KeyspaceId(i as u32 * 100), *m)));
+        }
+        assert!(decoded.next().is_none() && decoded.finished());
+        for cut in BATCH_HEADER + 1..batch.len().min(400) {
+            let mut cut_off = Messages::new(&batch[BATCH_HEADER..cut]);
+            cut_off.by_ref().for_each(drop);
+            assert_eq!(cut_off.finished(), ends.contains(&cut), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn varints_round_trip_and_overlong_ones_are_refused() {
+        for value in [0, 1, 127, 128, 16_383, 16_384, u64::from(u32::MAX), u64::MAX] {
+            let mut out = Vec::new();
+            put_varint(&mut out, value);
+            assert_eq!(get_varint(&mut &out[..]), Some(value));
+        }
+        assert_eq!(get_varint(&mut &[0xff; 11][..]), None);
+        assert_eq!(get_varint(&mut &[0x80][..]), None);
+    }
+}

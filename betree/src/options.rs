@@ -1,0 +1,216 @@
+//! Options, as prose with the trade-off behind each.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use betree_storage::Storage;
+use serde::{Deserialize, Serialize};
+
+use crate::operator::MergeOperator;
+use crate::{Db, Result};
+
+/// When a write that returned survives what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// When the write returns, it survives a killed process; a background sync (see [`Options::sync_interval`]) bounds
+    /// what power loss can take.
+    #[default]
+    Buffered,
+    /// When the write returns, it survives power loss. Concurrent writers share one sync.
+    Sync,
+    /// Not logged: survives from the next checkpoint on. Fastest, for loads that can be repeated.
+    None,
+}
+
+/// Options of a database, the same for every keyspace in it.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Options {
+    /// The budget in bytes for what the database keeps in memory: memtables, page cache and the buffers of background
+    /// work. Default 512 MiB, at least 1 MiB. More memory means fewer device reads and larger, rarer flushes.
+    /// The log's mapped files (about two [`Options::log_file_bytes`]) come on top, in the operating system's page cache.
+    pub memory: usize,
+    /// Size at which a memtable is frozen. Default: an eighth of `memory`, at most 64 MiB. Larger memtables lower write
+    /// amplification, and lengthen recovery. Up to two frozen ones wait for background work beside the active one.
+    pub memtable_bytes: Option<usize>,
+    /// What a write promises when nothing else is said. Default [`Durability::Buffered`].
+    pub durability: Durability,
+    /// Longest time before a `Buffered` write is synced to the device in the background. Default 1 s; `None`
+    /// leaves it to checkpoints.
+    pub sync_interval: Option<Duration>,
+    /// Threads for flushes, compactions and checkpoints. Default: 2. With 0 there are none: work is then done by calls of
+    /// [`Db::run_background`] and by writers that have reached the hard limit; meant for tests and simulations.
+    pub background_threads: usize,
+    /// Size of a log file. Default 16 MiB. Smaller files are recycled sooner.
+    pub log_file_bytes: u64,
+    /// Whether a missing database is created. Default true.
+    pub create_if_missing: bool,
+    /// Use plain reads and writes instead of io_uring. Default false: io_uring where the kernel lets us.
+    pub portable_io: bool,
+    /// How the keyspaces are shaped that do not say otherwise.
+    pub tree: TreeOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            memory: 512 << 20,
+            memtable_bytes: None,
+            durability: Durability::Buffered,
+            sync_interval: Some(Duration::from_secs(1)),
+            background_threads: 2,
+            log_file_bytes: 16 << 20,
+            create_if_missing: true,
+            portable_io: false,
+            tree: TreeOptions::default(),
+        }
+    }
+}
+
+/// The shape of a keyspace's tree. Recorded nowhere: a tree takes new values as its nodes are rewritten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct TreeOptions {
+    /// Most children of a node (F ≈ B^ε: the ε of the Bε-tree). Default 64. A larger fanout makes the tree flatter and reads
+    /// cheaper, and each flush smaller.
+    pub fanout: usize,
+    /// Size to which leaves are cut, in bytes. Default 2 MiB. Larger leaves mean less trunk memory and larger compactions.
+    pub leaf_bytes: usize,
+    /// Most runs a child may have waiting in its parent's buffer (K). Default 8. More runs lower write
+    /// amplification; a cold read of an absent key asks one filter for each.
+    pub max_runs: usize,
+    /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 50. Larger means less
+    /// write amplification, more space, and more runs to look at.
+    pub leaf_delta_percent: usize,
+    /// Size of a data page in bytes, a multiple of 4096. Default 4096. Larger pages read more per cold get and
+    /// make scans and compaction a little cheaper.
+    pub page_bytes: usize,
+    /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 1 MiB.
+    pub segment_bytes: usize,
+    /// Bits of filter per key. Default 12: in about 0.4 % of the cases a run is searched in vain for a key that it
+    /// does not have. 0 means no filter. More bits take memory from the cache.
+    pub filter_bits: usize,
+}
+
+impl Default for TreeOptions {
+    fn default() -> Self {
+        TreeOptions {
+            fanout: 64,
+            leaf_bytes: 2 << 20,
+            max_runs: 8,
+            leaf_delta_percent: 50,
+            page_bytes: 4096,
+            segment_bytes: 1 << 20,
+            filter_bits: 12,
+        }
+    }
+}
+
+/// Options of one keyspace.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct KeyspaceOptions {
+    /// Folds the operands of [`crate::Keyspace::merge`]. Its name is stored with the keyspace.
+    pub merge_operator: Option<Arc<dyn MergeOperator>>,
+    /// The shape of the tree; default: that of the database.
+    pub tree: Option<TreeOptions>,
+}
+
+impl KeyspaceOptions {
+    /// Default options.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets the merge operator.
+    pub fn merge_operator(mut self, operator: impl MergeOperator + 'static) -> Self {
+        self.merge_operator = Some(Arc::new(operator));
+        self
+    }
+
+    /// Sets the shape of the tree.
+    pub fn tree(mut self, tree: TreeOptions) -> Self {
+        self.tree = Some(tree);
+        self
+    }
+}
+
+/// Opens a database with options: `Db::builder().memory(1 << 30).open(path)`.
+#[derive(Debug, Clone, Default)]
+pub struct Builder {
+    pub(crate) options: Options,
+    pub(crate) operators: Vec<Arc<dyn MergeOperator>>,
+}
+
+impl Builder {
+    /// Starts from these options.
+    pub fn options(mut self, options: Options) -> Self {
+        self.options = options;
+        self
+    }
+
+    /// See [`Options::memory`].
+    pub fn memory(mut self, bytes: usize) -> Self {
+        self.options.memory = bytes;
+        self
+    }
+
+    /// See [`Options::memtable_bytes`].
+    pub fn memtable_bytes(mut self, bytes: usize) -> Self {
+        self.options.memtable_bytes = Some(bytes);
+        self
+    }
+
+    /// See [`Options::durability`].
+    pub fn durability(mut self, durability: Durability) -> Self {
+        self.options.durability = durability;
+        self
+    }
+
+    /// See [`Options::sync_interval`].
+    pub fn sync_interval(mut self, interval: Option<Duration>) -> Self {
+        self.options.sync_interval = interval;
+        self
+    }
+
+    /// See [`Options::background_threads`].
+    pub fn background_threads(mut self, threads: usize) -> Self {
+        self.options.background_threads = threads;
+        self
+    }
+
+    /// See [`Options::create_if_missing`].
+    pub fn create_if_missing(mut self, create: bool) -> Self {
+        self.options.create_if_missing = create;
+        self
+    }
+
+    /// See [`Options::tree`].
+    pub fn tree(mut self, tree: TreeOptions) -> Self {
+        self.options.tree = tree;
+        self
+    }
+
+    /// Makes an operator known before keyspaces are opened by name, so that recovery and background work can fold its operands. The
+    /// built-in operators are always known.
+    pub fn merge_operator(mut self, operator: impl MergeOperator + 'static) -> Self {
+        self.operators.push(Arc::new(operator));
+        self
+    }
+
+    /// Opens (or creates) the database in the directory `path`.
+    ///
+    /// # Errors
+    /// [`crate::Error::Locked`] if another process has it open; [`crate::Error::Corrupt`] with the place if what lies
+    /// there cannot be trusted; [`crate::Error::InvalidOption`] names an option out of its limits.
+    pub fn open(self, path: impl AsRef<Path>) -> Result<Db> {
+        Db::open_with(path.as_ref(), self)
+    }
+
+    /// Opens (or creates) the database on another storage, such as a simulated disk.
+    pub fn open_on(self, storage: Arc<dyn Storage>) -> Result<Db> {
+        Db::open_on(storage, self)
+    }
+}

@@ -1,0 +1,29 @@
+//! After a failure that leaves the state of written data unknown, no write is accepted any more; reads go on.
+
+use std::sync::OnceLock;
+
+use crate::{Error, Result};
+
+/// Set once, by the first such failure.
+#[derive(Debug, Default)]
+pub(crate) struct Poison(OnceLock<String>);
+
+impl Poison {
+    /// Records the failure; the first one stays.
+    pub(crate) fn set(&self, cause: &Error) {
+        let _ = self.0.set(cause.to_string());
+    }
+
+    /// Records a failed assert in background work.
+    pub(crate) fn set_panicked(&self) {
+        let _ = self.0.set("background work panicked".to_string());
+    }
+
+    /// Fails if a failure was recorded.
+    pub(crate) fn check(&self) -> Result<()> {
+        match self.0.get() {
+            None => Ok(()),
+            Some(cause) => Err(Error::Poisoned { cause: cause.clone() }),
+        }
+    }
+}

@@ -1,0 +1,232 @@
+//! Opening a database: superblock, catalog, trunk, free map by reachability, replay of the log above the checkpoint.
+//!
+//! Nothing is written before everything was read. A crash during recovery changes nothing: replay only fills
+//! memtables, and what it flushes is unreachable until a checkpoint publishes it.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Instant;
+
+use betree_pager::Pager;
+use betree_storage::{Backend, DiskStorage, Storage};
+use betree_wal::{Lsn, Wal};
+use parking_lot::{Condvar, Mutex, RwLock};
+
+use crate::checkpoint::{Catalog, Durable};
+use crate::message::{BATCH_HEADER, MessageRef, Messages, batch_header};
+use crate::node::Node;
+use crate::node_codec::NodeReader;
+use crate::operator::{AddI64, Append, Max, MergeOperator, Min};
+use crate::options::{Builder, Options};
+use crate::poison::Poison;
+use crate::pressure::Pressure;
+use crate::scheduler::Scheduler;
+use crate::shared::{Commit, Keyspaces, Shared};
+use crate::state::State;
+use crate::stats::Counters;
+use crate::types::{KeyspaceId, Seqno};
+use crate::{Error, Result};
+
+/// Opens the directory `path` with the backend that the options name.
+pub(crate) fn storage_at(path: &Path, options: &Options) -> Result<Arc<dyn Storage>> {
+    if !options.create_if_missing && !path.join(betree_pager::FILE_NAME).exists() {
+        return Err(Error::Missing { path: path.display().to_string() });
+    }
+    let backend = if options.portable_io { Backend::Portable } else { Backend::Auto };
+    Ok(DiskStorage::open(path, backend)?)
+}
+
+fn refuse<T>(option: &'static str, detail: impl Into<String>) -> Result<T> {
+    Err(Error::InvalidOption { option, detail: detail.into() })
+}
+
+/// Checks the options against their limits and one another; the memtable size they mean.
+pub(crate) fn check_options(options: &Options) -> Result<usize> {
+    if options.memory < 1 << 20 {
+        return refuse("memory", format!("{} bytes is under the least of 1 MiB", options.memory));
+    }
+    let memtable = options.memtable_bytes.unwrap_or((options.memory / 8).min(64 << 20));
+    if memtable < 1024 || memtable > options.memory / 4 {
+        return refuse("memtable_bytes", format!("{memtable} is not between 1 KiB and a quarter of memory"));
+    }
+    check_tree(&options.tree)?;
+    Ok(memtable)
+}
+
+/// Checks the shape of a tree.
+pub(crate) fn check_tree(tree: &crate::TreeOptions) -> Result<()> {
+    if !(4..=4096).contains(&tree.fanout) {
+        return refuse("fanout", format!("{} is not between 4 and 4096", tree.fanout));
+    }
+    if !tree.page_bytes.is_multiple_of(4096) || !(4096..=64 << 10).contains(&tree.page_bytes) {
+        return refuse("page_bytes", format!("{} is not a multiple of 4096 up to 65536", tree.page_bytes));
+    }
+    if tree.segment_bytes < tree.page_bytes + 4096 || tree.segment_bytes > 64 << 20 {
+        return refuse("segment_bytes", format!("{} is not between a page and 64 MiB", tree.segment_bytes));
+    }
+    if tree.leaf_bytes < tree.page_bytes || tree.leaf_bytes > 256 << 20 {
+        return refuse("leaf_bytes", format!("{} is not between a page and 256 MiB", tree.leaf_bytes));
+    }
+    if !(1..=1024).contains(&tree.max_runs) {
+        return refuse("max_runs", format!("{} is not between 1 and 1024", tree.max_runs));
+    }
+    if tree.filter_bits > 64 {
+        return refuse("filter_bits", format!("{} is over 64", tree.filter_bits));
+    }
+    Ok(())
+}
+
+/// The page cache's part of the budget: what the memtables (one active, two frozen) and the buffers of background work leave of it.
+fn cache_bytes(options: &Options, memtable: usize) -> usize {
+    options.memory.saturating_sub(3 * memtable).saturating_sub(options.memory / 4).max(options.memory / 8)
+}
+
+/// See the module's text.
+pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Shared>> {
+    let Builder { options, operators } = builder;
+    let memtable_bytes = check_options(&options)?;
+    let built_in: [Arc<dyn MergeOperator>; 4] =
+        [Arc::new(AddI64), Arc::new(Append), Arc::new(Max), Arc::new(Min)];
+    let operators: HashMap<String, Arc<dyn MergeOperator>> =
+        built_in.into_iter().chain(operators).map(|o| (o.name().to_string(), o)).collect();
+
+    let lock = storage.lock()?;
+    let pager_options = betree_pager::Options {
+        cache_bytes: cache_bytes(&options, memtable_bytes),
+        create: options.create_if_missing,
+        min_growth: (options.memory as u64 / 32).clamp(1 << 20, 16 << 20),
+        reserve: (options.memory as u64 / 64).clamp(256 << 10, 8 << 20),
+        ..Default::default()
+    };
+    let (pager, superblock) = Pager::open(storage.clone(), pager_options)?;
+
+    let mut keyspaces = Keyspaces { next_id: 1, ..Keyspaces::default() };
+    let mut durable = Durable::default();
+    let mut next = Seqno(1);
+    if let Some(superblock) = superblock {
+        let (catalog, extent) = Catalog::read(&pager, &superblock.payload)?;
+        let mut reader = NodeReader::new(&pager);
+        for entry in catalog.entries {
+            let root = reader.read(entry.root, None, b"", None)?;
+            durable.roots.push(root.clone());
+            let operator = match &entry.operator[..] {
+                "" => None,
+                name => Some(operators.get(name).cloned().ok_or_else(|| Error::MergeOperator {
+                    keyspace: entry.name.clone(),
+                    detail: format!(
+                        "it needs the merge operator {name:?}; give it to Builder::merge_operator"
+                    ),
+                })?),
+            };
+            if operator.is_some() {
+                keyspaces.operator_names.insert(entry.id, entry.operator.clone());
+            }
+            let state = State::new(
+                entry.id,
+                &entry.name,
+                operator,
+                options.tree,
+                memtable_bytes,
+                root,
+                entry.flushed,
+            );
+            let state = Arc::new(state);
+            keyspaces.by_name.insert(entry.name, state.clone());
+            keyspaces.by_id.insert(entry.id, state);
+        }
+        keyspaces.next_id = catalog.next_id;
+        next = catalog.next;
+        durable.catalog = Some(extent);
+        durable.log_start = catalog.log_start;
+        pager.finish_recovery();
+    }
+
+    let wal_options = betree_wal::Options {
+        file_bytes: options.log_file_bytes,
+        spare_files: 2,
+        salt: (pager.uuid() >> 64) as u64 ^ pager.uuid() as u64,
+    };
+    let log_start = durable.log_start;
+    let by_id = &keyspaces.by_id;
+    let (wal, appender, _) = Wal::open(storage.clone(), wal_options, log_start, &mut |lsn, record| {
+        let last = replay(by_id, lsn, record, memtable_bytes)?;
+        next = next.max(Seqno(last.0 + 1));
+        Ok(())
+    })?;
+
+    Ok(Arc::new(Shared {
+        memtable_bytes,
+        storage,
+        pager,
+        wal,
+        commit: Mutex::new(Commit { appender, next }),
+        room: Condvar::new(),
+        visible: AtomicU64::new(next.0 - 1),
+        keyspaces: RwLock::new(keyspaces),
+        creating: Mutex::new(()),
+        checkpoint: Mutex::new(durable),
+        scheduler: Scheduler::default(),
+        pressure: Pressure::new(memtable_bytes),
+        poison: Poison::default(),
+        counters: Counters::default(),
+        closed: AtomicBool::new(false),
+        opened: Instant::now(),
+        options,
+        _lock: lock,
+    }))
+}
+
+/// Applies one record of the log to the memtables of the keyspaces that do not have it in their tree. Its last Seqno.
+fn replay(
+    by_id: &HashMap<KeyspaceId, Arc<State>>,
+    lsn: Lsn,
+    record: &[u8],
+    memtable_bytes: usize,
+) -> std::result::Result<Seqno, Box<dyn std::error::Error + Send + Sync>> {
+    let lie = |detail: String| {
+        Box::new(Error::Corrupt { file: "log".into(), offset: lsn.0, structure: "batch", detail })
+    };
+    let (first, count) = batch_header(record).ok_or_else(|| lie("no header".into()))?;
+    if first.0 == 0 || count == 0 {
+        return Err(lie(format!("first Seqno {first}, {count} messages")));
+    }
+    let mut messages = Messages::new(&record[BATCH_HEADER..]);
+    let mut decoded: Vec<(Seqno, KeyspaceId, MessageRef<'_>)> = Vec::new();
+    for (i, (keyspace, message)) in messages.by_ref().enumerate() {
+        decoded.push((Seqno(first.0 + i as u64), keyspace, message));
+    }
+    if !messages.finished() || decoded.len() != count as usize {
+        return Err(lie(format!("{} of {count} messages decode", decoded.len())));
+    }
+    for (seqno, keyspace, message) in decoded {
+        // A keyspace that is not there any more was dropped after this was logged.
+        let Some(state) = by_id.get(&keyspace) else { continue };
+        let view = state.peek();
+        if seqno <= view.flushed {
+            continue;
+        }
+        if view.heads[0].table.bytes() >= memtable_bytes {
+            state.freeze();
+        }
+        let view = state.peek();
+        view.heads[0].table.apply_one(seqno, message);
+        if view.heads[0].first_lsn.get().is_none() {
+            let _ = view.heads[0].first_lsn.set(lsn);
+        }
+    }
+    Ok(Seqno(first.0 + u64::from(count) - 1))
+}
+
+/// A keyspace that does not exist yet.
+pub(crate) fn new_state(
+    shared: &Shared,
+    id: KeyspaceId,
+    name: &str,
+    operator: Option<Arc<dyn MergeOperator>>,
+    tree: crate::TreeOptions,
+    flushed: Seqno,
+) -> Arc<State> {
+    Arc::new(State::new(id, name, operator, tree, shared.memtable_bytes, Node::empty_root(), flushed))
+}

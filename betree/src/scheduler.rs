@@ -1,0 +1,432 @@
+//! Which background work is done next, by whom.
+//!
+//! Workers pick tasks under the scheduler's lock and carry them out without it. Order: frozen memtables first (writers wait
+//! for them), then a wanted checkpoint, then the heaviest child. No task recurses into another and no two work on the same child.
+//!
+//! A child's score is the share of its limits it has used up: runs pending against `max_runs`, bytes pending against half a leaf. It is due
+//! at score 1, or as the heaviest child of a node whose children are at one half on average, so that flushes spread over time
+//! instead of coming due together. A child that nothing is written to ages with its parent's queue and comes due by its run count, so that it
+//! does not pin old runs.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::flush::{self, Site, TaskIo};
+use crate::node::{LeafId, Node, Pivot, Target};
+use crate::options::TreeOptions;
+use crate::shared::Shared;
+use crate::state::State;
+use crate::stats::Counters;
+use crate::types::KeyspaceId;
+use crate::view::Head;
+use crate::{Error, Result};
+
+/// How long workers wait after the device was full before they try again.
+const FULL_DEVICE_PAUSE: Duration = Duration::from_millis(200);
+/// How often an idle worker looks around unasked.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+
+/// What no two tasks may work on at once.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Claim {
+    Memtables(KeyspaceId),
+    Leaf(LeafId),
+    Inner(KeyspaceId, u32, Pivot),
+    Checkpoint,
+}
+
+enum Task {
+    Memtable(Arc<State>, Arc<Head>),
+    Node(Arc<State>, Site),
+    Leaf(Arc<State>, Site, bool),
+    Checkpoint,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    claims: HashSet<Claim>,
+    checkpoint_wanted: bool,
+    /// Callers of `compact` that wait.
+    forced: usize,
+    stop: bool,
+    error: Option<Error>,
+    retry_at: Option<Instant>,
+    /// Tasks ended so far: what waiters watch.
+    ended: u64,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Scheduler {
+    inner: Mutex<Inner>,
+    wake: Condvar,
+    ended: Condvar,
+}
+
+impl Scheduler {
+    /// There may be something to do.
+    pub(crate) fn wake(&self) {
+        self.wake.notify_one();
+    }
+
+    /// Tells workers to stop after their current task.
+    pub(crate) fn stop(&self) {
+        self.inner.lock().stop = true;
+        self.wake.notify_all();
+        self.ended.notify_all();
+    }
+
+    /// The error that keeps background work from going on, if any.
+    pub(crate) fn standing_error(&self) -> Option<Error> {
+        self.inner.lock().error.clone()
+    }
+
+    pub(crate) fn want_checkpoint(&self) {
+        self.inner.lock().checkpoint_wanted = true;
+        self.wake.notify_one();
+    }
+}
+
+/// The most urgent child found so far, and the bytes overdue.
+#[derive(Default)]
+struct Survey {
+    best: Option<(f64, Arc<State>, Site)>,
+    overdue: u64,
+    /// Whether anything at all is pending (or, when forced, not compacted).
+    any: bool,
+}
+
+impl Survey {
+    fn node(
+        &mut self,
+        state: &Arc<State>,
+        node: &Arc<Node>,
+        high: Option<&[u8]>,
+        claims: &HashSet<Claim>,
+        forced: bool,
+    ) {
+        let options = &state.tree;
+        let mut heaviest: Option<(f64, usize)> = None;
+        let mut sum = 0.0;
+        let mut pending = 0;
+        for (i, child) in node.children.iter().enumerate() {
+            if let Target::Node(below) = &child.target {
+                self.node(state, below, node.high_of(i, high), claims, forced);
+            }
+            let runs = node.queue.len() - node.queue.partition_point(|q| q.number < child.cursor);
+            let mut score = score(runs, child.pending, options);
+            if forced {
+                let rough = matches!(&child.target, Target::Leaf(l) if !l.deltas.is_empty());
+                if runs > 0 || rough {
+                    score = score.max(1.0);
+                }
+            }
+            if score == 0.0 {
+                continue;
+            }
+            self.any = true;
+            sum += score;
+            pending += child.pending;
+            if score >= 1.0 {
+                self.overdue += child.pending;
+            }
+            let claimed = claims.contains(&match &child.target {
+                Target::Leaf(leaf) => Claim::Leaf(leaf.id),
+                Target::Node(_) => Claim::Inner(state.id, node.level, child.low.clone()),
+            });
+            if !claimed && heaviest.is_none_or(|(s, _)| score > s) {
+                heaviest = Some((score, i));
+            }
+        }
+        let average = sum / node.children.len() as f64;
+        if average > 0.5 && average < 1.0 {
+            self.overdue += (pending as f64 * (average - 0.5)) as u64;
+        }
+        if let Some((score, index)) = heaviest
+            && (score >= 1.0 || average > 0.5)
+            && self.best.as_ref().is_none_or(|(s, ..)| score > *s)
+        {
+            let site = Site {
+                node: node.clone(),
+                index,
+                low: node.children[index].low.to_vec(),
+                high: node.high_of(index, high).map(<[u8]>::to_vec),
+            };
+            self.best = Some((score, state.clone(), site));
+        }
+    }
+}
+
+fn score(runs: usize, pending: u64, options: &TreeOptions) -> f64 {
+    if runs == 0 {
+        return 0.0;
+    }
+    let by_runs = runs as f64 / options.max_runs as f64;
+    by_runs.max(pending as f64 / (options.leaf_bytes as f64 / 2.0))
+}
+
+impl Shared {
+    /// Picks the next task and claims it. `None`: nothing is due.
+    fn pick(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
+        let states = self.states();
+        for state in &states {
+            let claim = Claim::Memtables(state.id);
+            let view = state.peek();
+            if view.heads.len() > 1 && !inner.claims.contains(&claim) {
+                let oldest = view.heads[view.heads.len() - 1].clone();
+                return Some((claim, Task::Memtable(state.clone(), oldest)));
+            }
+        }
+        if inner.checkpoint_wanted && !inner.claims.contains(&Claim::Checkpoint) {
+            inner.checkpoint_wanted = false;
+            return Some((Claim::Checkpoint, Task::Checkpoint));
+        }
+        let mut survey = Survey::default();
+        for state in &states {
+            let view = state.peek();
+            survey.node(state, &view.root, None, &inner.claims, inner.forced > 0);
+        }
+        self.pressure.set_debt(survey.overdue);
+        let (_, state, site) = survey.best?;
+        let child = &site.node.children[site.index];
+        Some(match &child.target {
+            Target::Leaf(leaf) => (Claim::Leaf(leaf.id), Task::Leaf(state, site, inner.forced > 0)),
+            Target::Node(_) => {
+                (Claim::Inner(state.id, site.node.level, child.low.clone()), Task::Node(state, site))
+            }
+        })
+    }
+
+    fn carry_out(&self, task: &Task, io: &mut TaskIo) -> Result<()> {
+        let wanted = match task {
+            Task::Memtable(state, head) => {
+                flush::flush_memtable(self, state, head, io)?;
+                self.scheduler.want_checkpoint();
+                true
+            }
+            Task::Node(state, site) => flush::flush_to_node(self, state, site, io)?,
+            Task::Leaf(state, site, force) => flush::flush_to_leaf(self, state, site, io, *force)?,
+            Task::Checkpoint => {
+                self.take_checkpoint(io)?;
+                true
+            }
+        };
+        Counters::add(&self.counters.tasks, 1);
+        if !wanted {
+            Counters::add(&self.counters.discarded_tasks, 1);
+        }
+        Ok(())
+    }
+
+    /// Picks one task and carries it out. False: there was none.
+    fn step(&self, io: &mut TaskIo) -> Result<bool> {
+        let (claim, task) = {
+            let mut inner = self.scheduler.inner.lock();
+            let Some((claim, task)) = self.pick(&mut inner) else { return Ok(false) };
+            inner.claims.insert(claim.clone());
+            (claim, task)
+        };
+        let result = self.carry_out(&task, io);
+        let is_memtable = matches!(task, Task::Memtable(..));
+        {
+            let mut inner = self.scheduler.inner.lock();
+            inner.claims.remove(&claim);
+            inner.ended += 1;
+            match &result {
+                Ok(()) => {
+                    inner.error = None;
+                    inner.retry_at = None;
+                }
+                Err(error) => {
+                    if matches!(task, Task::Checkpoint) {
+                        inner.checkpoint_wanted = true;
+                    }
+                    inner.error = Some(error.clone());
+                    inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
+                }
+            }
+        }
+        if let Err(error) = &result
+            && !matches!(error, Error::NoSpace { .. })
+        {
+            self.poison.set(error);
+        }
+        if is_memtable || result.is_err() {
+            // Under the lock, so that a writer between its look and its wait is not missed.
+            drop(self.commit.lock());
+            self.room.notify_all();
+        }
+        self.scheduler.ended.notify_all();
+        // What ended may have made more due than this worker can do alone.
+        self.scheduler.wake.notify_one();
+        result.map(|()| true)
+    }
+
+    /// One step of background work in this thread, for databases without background threads.
+    pub(crate) fn run_one_task(&self) -> Result<bool> {
+        self.relieve_log();
+        let mut io = TaskIo::new(&self.pager)?;
+        self.step(&mut io)
+    }
+
+    /// What a worker thread does until it is told to stop. Should an assert fail on the way, writing ends instead of waiting for
+    /// work that nobody does.
+    pub(crate) fn work(&self) {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work_until_stopped())).is_err() {
+            self.poison.set_panicked();
+            drop(self.commit.lock());
+            self.room.notify_all();
+            self.scheduler.ended.notify_all();
+        }
+    }
+
+    fn work_until_stopped(&self) {
+        let mut io = match TaskIo::new(&self.pager) {
+            Ok(io) => io,
+            Err(error) => {
+                self.poison.set(&error);
+                return;
+            }
+        };
+        loop {
+            {
+                let mut inner = self.scheduler.inner.lock();
+                if inner.stop {
+                    return;
+                }
+                if let Some(at) = inner.retry_at
+                    && Instant::now() < at
+                {
+                    self.scheduler.wake.wait_until(&mut inner, at);
+                    continue;
+                }
+            }
+            if self.poison.check().is_err() {
+                let mut inner = self.scheduler.inner.lock();
+                if !inner.stop {
+                    self.scheduler.wake.wait_for(&mut inner, IDLE_LOOK);
+                }
+                continue;
+            }
+            match self.step(&mut io) {
+                Ok(true) | Err(_) => {}
+                Ok(false) => {
+                    let mut inner = self.scheduler.inner.lock();
+                    if !inner.stop {
+                        self.scheduler.wake.wait_for(&mut inner, IDLE_LOOK);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Keeps the log going until told to stop: windows prepared ahead, the background sync, the bound on its length.
+    pub(crate) fn keep_log(&self) {
+        let tick = self.options.sync_interval.unwrap_or(IDLE_LOOK).min(IDLE_LOOK);
+        let mut synced = Instant::now();
+        while !self.scheduler.inner.lock().stop {
+            if self.wal.wait_for_work(tick) && self.wal.prepare().is_err() {
+                // A full device shows in the next append; a failed one poisons the log. Either way there is no hurry.
+                std::thread::sleep(FULL_DEVICE_PAUSE);
+            }
+            self.relieve_log();
+            if self.options.sync_interval.is_some_and(|interval| synced.elapsed() >= interval) {
+                if self.poison.check().is_ok() {
+                    let _ = self.sync_log(self.wal.end());
+                }
+                synced = Instant::now();
+            }
+        }
+    }
+
+    /// Freezes memtables that keep more of the log alive than recovery should read, such as those of idle keyspaces.
+    fn relieve_log(&self) {
+        let limit = self.log_limit();
+        let end = self.wal.end().0;
+        let old = |head: &Head| head.first_lsn.get().is_some_and(|lsn| lsn.0 + limit < end);
+        for state in self.states() {
+            if old(&state.peek().heads[0]) {
+                let mut commit = self.commit.lock();
+                if old(&state.peek().heads[0]) {
+                    self.freeze(&mut commit, &state);
+                }
+            }
+        }
+    }
+
+    /// Does, or waits for, background work until `done` says so.
+    fn work_until(&self, mut done: impl FnMut(&Shared) -> bool) -> Result<()> {
+        while !done(self) {
+            self.poison.check()?;
+            if self.options.background_threads == 0 {
+                if !self.run_one_task()? && !done(self) {
+                    return Ok(());
+                }
+                continue;
+            }
+            let mut inner = self.scheduler.inner.lock();
+            if inner.stop {
+                return Err(Error::Closed);
+            }
+            if let Some(error) = &inner.error {
+                return Err(error.clone());
+            }
+            self.scheduler.wake.notify_all();
+            self.scheduler.ended.wait_for(&mut inner, Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Moves everything committed so far out of the memtables into the trees.
+    pub(crate) fn flush_memtables(&self) -> Result<()> {
+        let states = self.states();
+        let mut frozen: Vec<(Arc<State>, Arc<Head>)> = Vec::new();
+        {
+            let mut commit = self.commit.lock();
+            for state in &states {
+                self.freeze(&mut commit, state);
+                frozen.extend(state.peek().heads[1..].iter().map(|h| (state.clone(), h.clone())));
+            }
+        }
+        self.work_until(|_| {
+            let waits = |(state, head): &(Arc<State>, Arc<Head>)| {
+                !state.is_dropped() && state.peek().heads.iter().any(|h| Arc::ptr_eq(h, head))
+            };
+            !frozen.iter().any(waits)
+        })
+    }
+
+    /// Moves everything committed so far down to the leaves and leaves no delta.
+    pub(crate) fn compact_all(&self) -> Result<()> {
+        self.flush_memtables()?;
+        self.scheduler.inner.lock().forced += 1;
+        let result = self.work_until(|shared| {
+            let none = HashSet::new();
+            let mut survey = Survey::default();
+            for state in shared.states() {
+                let view = state.view();
+                survey.node(&state, &view.root, None, &none, true);
+            }
+            !survey.any && shared.scheduler.inner.lock().claims.is_empty()
+        });
+        self.scheduler.inner.lock().forced -= 1;
+        result
+    }
+
+    /// Takes a checkpoint now, in this thread.
+    pub(crate) fn checkpoint_now(&self) -> Result<()> {
+        self.poison.check()?;
+        let mut io = TaskIo::new(&self.pager)?;
+        self.take_checkpoint(&mut io).inspect_err(|error| {
+            if !matches!(error, Error::NoSpace { .. }) {
+                self.poison.set(error);
+            }
+        })?;
+        self.counters.tasks.fetch_add(1, Relaxed);
+        Ok(())
+    }
+}

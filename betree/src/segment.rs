@@ -1,0 +1,207 @@
+//! Segments: the contiguous pieces of a run, each one extent: data pages, then one meta block (page index and filter).
+//!
+//! ```text
+//! meta block
+//!  0  u32  checksum (the pager's)          4  u8  page type = 2       5  3 bytes reserved, zero
+//!  8  u32  data pages (≥ 1)               12  u32 filter bytes (multiple of 64)
+//! 16  u32  separator bytes                20  u32 messages
+//! 24  40 bytes reserved, zero
+//! 64  …    filter (see `filter`)
+//!     …    12 bytes per page: u32 first block in the extent | u32 checksum of the page | u32 end of its separator
+//!     …    separators, ascending: separator i is above every key of page i − 1 and not above any of page i
+//!     …    zeros to a multiple of 4096
+//! ```
+//!
+//! A [`Segment`] in memory is the descriptor that the node holds; it owns the extent, so that space comes back when the
+//! last tree version that names it is gone. Invariants: `segment.keys_in_bounds` (min ≤ every key ≤ max),
+//! `segment.pages_tile_the_data`, `page.checksum_in_parent`.
+
+use std::sync::Arc;
+
+use betree_pager::{BLOCK, Extent, Page, PageKind, Pager};
+
+use crate::filter;
+use crate::{Error, Result};
+
+/// Page type of meta blocks.
+pub(crate) const TYPE_META: u8 = 2;
+/// Bytes before the filter.
+pub(crate) const META_HEADER: usize = 64;
+/// Bytes of a page's row in the table.
+pub(crate) const META_ROW: usize = 12;
+/// Every so many bytes of data a key is kept in memory, to estimate how much of a segment lies in a key range.
+pub(crate) const SAMPLE_BYTES: usize = 32 << 10;
+
+/// A contiguous piece of a run. See the module's text.
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub extent: Arc<Extent>,
+    /// Bytes of data pages; the meta block follows.
+    pub data_len: u32,
+    pub meta_len: u32,
+    pub meta_crc: u32,
+    pub messages: u32,
+    pub min: Box<[u8]>,
+    pub max: Box<[u8]>,
+    /// Ascending keys at even distances (first keys of pages), for estimates only.
+    pub samples: Box<[Box<[u8]>]>,
+}
+
+/// Where a data page lies in its segment, and its checksum.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PageAt {
+    pub at: u32,
+    pub len: u32,
+    pub crc: u32,
+}
+
+impl Segment {
+    /// An error that names a place in this segment.
+    #[cold]
+    pub(crate) fn corrupt(&self, at: u32, structure: &'static str, detail: impl Into<String>) -> Error {
+        Error::Corrupt {
+            file: betree_pager::FILE_NAME.to_string(),
+            offset: self.extent.offset() + u64::from(at),
+            structure,
+            detail: detail.into(),
+        }
+    }
+
+    /// Whether `key` lies between the smallest and the largest key.
+    pub(crate) fn covers(&self, key: &[u8]) -> bool {
+        *self.min <= *key && *key <= *self.max
+    }
+
+    /// Whether any key in `low..high` may be here.
+    pub(crate) fn overlaps(&self, low: &[u8], high: Option<&[u8]>) -> bool {
+        *self.max >= *low && high.is_none_or(|h| *self.min < *h)
+    }
+
+    /// Whether every key here lies in `low..high`.
+    pub(crate) fn inside(&self, low: &[u8], high: Option<&[u8]>) -> bool {
+        *self.min >= *low && high.is_none_or(|h| *self.max < *h)
+    }
+
+    /// Estimate of the bytes of data pages with keys in `low..high`.
+    pub(crate) fn bytes_in(&self, low: &[u8], high: Option<&[u8]>) -> u64 {
+        if !self.overlaps(low, high) {
+            return 0;
+        }
+        if self.inside(low, high) || self.samples.is_empty() {
+            return u64::from(self.data_len);
+        }
+        let from = self.samples.partition_point(|s| **s < *low);
+        let to = high.map_or(self.samples.len(), |h| self.samples.partition_point(|s| **s < *h));
+        let share = ((to - from) as u64).max(1);
+        u64::from(self.data_len) * share / (self.samples.len() as u64).max(1)
+    }
+
+    /// The meta block, from the cache or by one read.
+    pub(crate) fn meta(&self, pager: &Pager) -> Result<Meta> {
+        let page = pager.get(&self.extent, self.data_len, self.meta_len, self.meta_crc, PageKind::Meta)?;
+        Meta::parse(self, page)
+    }
+
+    /// A data page, from the cache or by one read.
+    pub(crate) fn page(&self, pager: &Pager, place: PageAt) -> Result<Page> {
+        Ok(pager.get(&self.extent, place.at, place.len, place.crc, PageKind::Data)?)
+    }
+}
+
+/// A parsed meta block.
+#[derive(Clone, Debug)]
+pub(crate) struct Meta {
+    page: Page,
+    pages: usize,
+    data_len: u32,
+    table: usize,
+    keys: usize,
+    keys_len: usize,
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+impl Meta {
+    pub(crate) fn parse(segment: &Segment, page: Page) -> Result<Meta> {
+        let bytes = &page[..];
+        let field = |at| u32_at(bytes, at).unwrap_or(0) as usize;
+        let (pages, filter_len, keys_len) = (field(8), field(12), field(16));
+        let table = META_HEADER + filter_len;
+        let keys = table + pages * META_ROW;
+        if bytes.get(4) != Some(&TYPE_META)
+            || pages == 0
+            || filter_len % filter::LINE != 0
+            || keys + keys_len > bytes.len()
+        {
+            return Err(segment.corrupt(segment.data_len, "meta block", "the header does not add up"));
+        }
+        if bytes[5..8].iter().chain(&bytes[24..META_HEADER]).any(|&b| b != 0) {
+            return Err(segment.corrupt(segment.data_len, "meta block", "reserved bytes are not zero"));
+        }
+        Ok(Meta { pages, data_len: segment.data_len, table, keys, keys_len, page })
+    }
+
+    pub(crate) fn pages(&self) -> usize {
+        self.pages
+    }
+
+    /// Number of messages the header states.
+    pub(crate) fn messages(&self) -> u32 {
+        u32_at(&self.page, 20).unwrap_or(0)
+    }
+
+    /// Whether the key of `hash` may be in the segment.
+    #[inline]
+    pub(crate) fn may_contain(&self, hash: u64) -> bool {
+        filter::may_contain(&self.page[META_HEADER..self.table], hash)
+    }
+
+    /// Place and checksum of data page `index`; `None` if there is none or the block lies.
+    pub(crate) fn place(&self, index: usize) -> Option<PageAt> {
+        if index >= self.pages {
+            return None;
+        }
+        let row = self.table + index * META_ROW;
+        let at = u32_at(&self.page, row)?.checked_mul(BLOCK as u32)?;
+        let end = if index + 1 < self.pages {
+            u32_at(&self.page, row + META_ROW)?.checked_mul(BLOCK as u32)?
+        } else {
+            self.data_len
+        };
+        (at < end && end <= self.data_len).then_some(PageAt {
+            at,
+            len: end - at,
+            crc: u32_at(&self.page, row + 4)?,
+        })
+    }
+
+    /// The separator of page `index` (empty if the block lies: searches then end at the wrong page, whose bounds tell).
+    pub(crate) fn separator(&self, index: usize) -> &[u8] {
+        let end_of = |i: usize| u32_at(&self.page, self.table + i * META_ROW + 8).unwrap_or(0) as usize;
+        let start = if index == 0 { 0 } else { end_of(index - 1) };
+        let end = end_of(index).min(self.keys_len);
+        self.page.get(self.keys + start.min(end)..self.keys + end).unwrap_or(&[])
+    }
+
+    /// The only page that may hold `key`.
+    #[inline]
+    pub(crate) fn page_of(&self, key: &[u8]) -> usize {
+        let (mut low, mut high) = (1, self.pages);
+        while low < high {
+            let middle = (low + high) / 2;
+            if self.separator(middle) <= key {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low - 1
+    }
+}
+
+/// The shortest key above `below` and not above `key`. REQUIRES `below < key`.
+pub(crate) fn separator<'a>(below: &[u8], key: &'a [u8]) -> &'a [u8] {
+    &key[..(crate::page::common_prefix(below, key) + 1).min(key.len())]
+}

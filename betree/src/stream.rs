@@ -1,0 +1,258 @@
+//! Bulk reading of runs for flush and compaction: whole segments by single large reads, the next one on its way while this
+//! one is consumed. Bypasses the page cache for data (meta blocks come through it).
+//!
+//! A [`RunStream`] yields the entries of one run with keys in `low..high`, ascending. Owned by one merge in one thread.
+
+use std::sync::Arc;
+
+use betree_pager::{Pager, PagerIo};
+use betree_storage::AlignedBuf;
+
+use crate::Result;
+use crate::message::{Kind, MessageRef};
+use crate::page::PageRef;
+use crate::run::Run;
+use crate::segment::{Meta, PageAt, Segment};
+
+/// The pages of one segment that the stream will read.
+struct Part {
+    segment: Arc<Segment>,
+    meta: Meta,
+    from: usize,
+    to: usize,
+    /// Whether keys must be compared with the ends of the range.
+    at_edge: bool,
+}
+
+impl Part {
+    fn place(&self, index: usize) -> Result<PageAt> {
+        self.meta.place(index).ok_or_else(|| {
+            self.segment.corrupt(self.segment.data_len, "meta block", format!("no place for page {index}"))
+        })
+    }
+
+    /// First byte and length of what is read of the segment.
+    fn extent_range(&self) -> Result<(u32, u32)> {
+        let (first, last) = (self.place(self.from)?, self.place(self.to - 1)?);
+        Ok((first.at, last.at + last.len - first.at))
+    }
+}
+
+/// See the module's text.
+pub(crate) struct RunStream {
+    low: Vec<u8>,
+    high: Option<Vec<u8>>,
+    parts: Vec<Part>,
+    /// The part being consumed; `parts[part + 1]` may be on its way.
+    part: usize,
+    buf: AlignedBuf,
+    /// Offset in the extent of `buf[0]`.
+    base: u32,
+    arrived: Option<AlignedBuf>,
+    requested: usize,
+    /// The current page: its index in the segment and its place in `buf`.
+    page: usize,
+    start: usize,
+    end: usize,
+    index: usize,
+    count: usize,
+    /// The current key, and its first eight bytes as a big-endian number.
+    pub key: Vec<u8>,
+    pub head: u64,
+    valid: bool,
+}
+
+/// The first eight bytes of a key as a number that orders as the keys do (ties are undecided).
+#[inline]
+pub(crate) fn head_of(key: &[u8]) -> u64 {
+    match key.first_chunk::<8>() {
+        Some(head) => u64::from_be_bytes(*head),
+        None => {
+            let mut head = [0; 8];
+            head[..key.len()].copy_from_slice(key);
+            u64::from_be_bytes(head)
+        }
+    }
+}
+
+impl RunStream {
+    /// Over the segments of `run` that `keep` lets pass.
+    pub(crate) fn new(
+        pager: &Pager,
+        run: &Run,
+        low: &[u8],
+        high: Option<&[u8]>,
+        mut keep: impl FnMut(&Segment) -> bool,
+    ) -> Result<RunStream> {
+        let mut parts = Vec::new();
+        for segment in run.segments_in(low, high) {
+            if !keep(segment) {
+                continue;
+            }
+            let meta = segment.meta(pager)?;
+            let at_edge = !segment.inside(low, high);
+            let from = if *segment.min < *low { meta.page_of(low) } else { 0 };
+            let to = match high {
+                Some(high) if *segment.max >= *high => meta.page_of(high) + 1,
+                _ => meta.pages(),
+            };
+            parts.push(Part { segment: segment.clone(), meta, from, to: to.max(from + 1), at_edge });
+        }
+        Ok(RunStream {
+            low: low.to_vec(),
+            high: high.map(<[u8]>::to_vec),
+            parts,
+            part: 0,
+            buf: AlignedBuf::empty(),
+            base: 0,
+            arrived: None,
+            requested: 0,
+            page: 0,
+            start: 0,
+            end: 0,
+            index: 0,
+            count: 0,
+            key: Vec::new(),
+            head: 0,
+            valid: false,
+        })
+    }
+
+    /// Bytes that the stream will read.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.parts.iter().filter_map(|p| p.extent_range().ok()).map(|r| u64::from(r.1)).sum()
+    }
+
+    /// Asks for the next segment, if one is left and none is on its way.
+    pub(crate) fn request(&mut self, io: &mut PagerIo, token: u64) -> Result<()> {
+        let started = if self.buf.is_empty() { 0 } else { self.part + 1 };
+        if self.requested == started
+            && let Some(part) = self.parts.get(self.requested)
+        {
+            let (at, len) = part.extent_range()?;
+            io.submit_read(&part.segment.extent, at, len as usize, token);
+            io.kick();
+            self.requested += 1;
+        }
+        Ok(())
+    }
+
+    /// Takes what [`RunStream::request`] asked for.
+    pub(crate) fn arrive(&mut self, buf: AlignedBuf) {
+        self.arrived = Some(buf);
+    }
+
+    /// Its buffer, for reuse.
+    pub(crate) fn into_buf(self) -> Option<AlignedBuf> {
+        (!self.buf.is_empty()).then_some(self.buf)
+    }
+
+    /// Whether there is a current entry.
+    #[inline]
+    pub(crate) fn valid(&self) -> bool {
+        self.valid
+    }
+
+    /// The current entry. REQUIRES [`RunStream::valid`].
+    #[inline]
+    pub(crate) fn entry(&self) -> Option<MessageRef<'_>> {
+        let page = PageRef::new(&self.buf[self.start..self.end])?;
+        let entry = page.entry(self.index)?;
+        Some(MessageRef { kind: entry.kind, key: &self.key, value: entry.value })
+    }
+
+    /// Kind of the current entry.
+    pub(crate) fn kind(&self) -> Option<Kind> {
+        self.entry().map(|e| e.kind)
+    }
+
+    /// Moves to the next entry. False: the segment read so far is used up; call [`RunStream::next_part`].
+    #[inline]
+    pub(crate) fn advance(&mut self, pager: &Pager) -> Result<bool> {
+        self.index += 1;
+        if self.index < self.count {
+            self.load_entry()?;
+            return Ok(self.valid);
+        }
+        self.page += 1;
+        if self.part < self.parts.len() && self.page < self.parts[self.part].to {
+            self.open_page(pager)?;
+            self.load_entry()?;
+            return Ok(self.valid);
+        }
+        self.valid = false;
+        Ok(false)
+    }
+
+    /// Whether a part is left after the current one.
+    pub(crate) fn has_next_part(&self) -> bool {
+        let next = if self.buf.is_empty() { self.part } else { self.part + 1 };
+        next < self.parts.len()
+    }
+
+    /// Whether the next part's bytes are here.
+    pub(crate) fn next_part_arrived(&self) -> bool {
+        self.arrived.is_some()
+    }
+
+    /// Moves to the first entry of the next part. REQUIRES that it arrived.
+    pub(crate) fn next_part(&mut self, pager: &Pager, io: &PagerIo) -> Result<()> {
+        let Some(buf) = self.arrived.take() else { return Ok(()) };
+        if !self.buf.is_empty() {
+            self.part += 1;
+            io.recycle(std::mem::take(&mut self.buf));
+        }
+        self.buf = buf;
+        self.base = self.parts[self.part].extent_range()?.0;
+        self.page = self.parts[self.part].from;
+        self.open_page(pager)?;
+        if self.parts[self.part].at_edge {
+            let page = PageRef::new(&self.buf[self.start..self.end]);
+            match page.and_then(|p| p.search(&self.low)) {
+                Some(Ok(i) | Err(i)) => self.index = i,
+                None => return Err(self.lie()),
+            }
+            if self.index == self.count {
+                self.index -= 1;
+                self.advance(pager)?;
+                return Ok(());
+            }
+        }
+        self.load_entry()
+    }
+
+    fn open_page(&mut self, pager: &Pager) -> Result<()> {
+        let part = &self.parts[self.part];
+        let place = part.place(self.page)?;
+        let start = (place.at - self.base) as usize;
+        let bytes = &self.buf[start..start + place.len as usize];
+        pager.verify(bytes, part.segment.extent.offset() + u64::from(place.at), place.crc)?;
+        let page = PageRef::new(bytes).ok_or_else(|| self.lie())?;
+        (self.start, self.end) = (start, start + place.len as usize);
+        (self.index, self.count) = (0, page.count());
+        Ok(())
+    }
+
+    #[inline]
+    fn load_entry(&mut self) -> Result<()> {
+        let page = PageRef::new(&self.buf[self.start..self.end]);
+        let Some(_) = page.and_then(|p| p.key_into(self.index, &mut self.key)) else {
+            return Err(self.lie());
+        };
+        self.head = head_of(&self.key);
+        self.valid = true;
+        if self.parts[self.part].at_edge && self.high.as_ref().is_some_and(|h| self.key >= *h) {
+            // Past the end: nothing of this run is left.
+            self.valid = false;
+            self.part = self.parts.len();
+            self.requested = self.parts.len();
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn lie(&self) -> crate::Error {
+        let part = &self.parts[self.part.min(self.parts.len() - 1)];
+        part.segment.corrupt(self.base + self.start as u32, "data page", "an entry does not decode")
+    }
+}

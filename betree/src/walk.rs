@@ -1,0 +1,335 @@
+//! One direction of an iterator: merges everything that may hold the next key, leaf by leaf.
+//!
+//! Memtables are walked over the whole range; the runs of the path to one leaf only over that leaf's range. When a leaf is
+//! used up the next one is opened: the meta blocks of all its runs are read in one batch, then the first pages of all in another.
+//! Sources are ordered newest first; a span of a newer source hides what older ones have.
+
+use std::cmp::Ordering;
+use std::sync::Arc;
+
+use betree_pager::Pager;
+
+use crate::Result;
+use crate::cursor::{RunCursor, Seek};
+use crate::get::{missing_operator, value};
+use crate::memtable::{Base, MemCursor};
+use crate::message::{Kind, MessageRef};
+use crate::node::Target;
+use crate::operands;
+use crate::operator::MergeOperator;
+use crate::run::Run;
+use crate::spans::Spans;
+use crate::types::Seqno;
+use crate::view::View;
+use bytes::Bytes;
+
+/// Which way a walk goes.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    Forward,
+    Backward,
+}
+
+enum Source {
+    Memtable(MemCursor),
+    Run(Box<RunCursor>),
+}
+
+impl Source {
+    #[inline]
+    fn key(&self) -> Option<&[u8]> {
+        match self {
+            Source::Memtable(cursor) => cursor.entry().map(|m| m.key),
+            Source::Run(cursor) => cursor.valid().then(|| cursor.key()),
+        }
+    }
+
+    fn entry(&self) -> Option<MessageRef<'_>> {
+        match self {
+            Source::Memtable(cursor) => cursor.entry(),
+            Source::Run(cursor) => cursor.entry(),
+        }
+    }
+
+    fn step(&mut self, direction: Direction) -> Result<()> {
+        match (self, direction) {
+            (Source::Memtable(cursor), Direction::Forward) => cursor.advance(),
+            (Source::Memtable(cursor), Direction::Backward) => cursor.retreat(),
+            (Source::Run(cursor), Direction::Forward) => return cursor.advance(),
+            (Source::Run(cursor), Direction::Backward) => return cursor.retreat(),
+        }
+        Ok(())
+    }
+}
+
+/// See the module's text.
+pub(crate) struct Walk {
+    pager: Pager,
+    view: Arc<View>,
+    direction: Direction,
+    /// Newest first: the memtables, then the runs of the current leaf's path.
+    sources: Vec<Source>,
+    spans: Vec<Spans>,
+    has_spans: bool,
+    memtables: usize,
+    /// Sources with a current key, nearest first.
+    order: Vec<usize>,
+    used: usize,
+    /// The current leaf's range.
+    leaf_low: Vec<u8>,
+    leaf_high: Option<Vec<u8>>,
+}
+
+impl Walk {
+    /// A walk that begins at the first key not below `low` (forward), or the last below `high` (backward).
+    pub(crate) fn new(
+        pager: &Pager,
+        view: &Arc<View>,
+        at: Seqno,
+        direction: Direction,
+        low: &[u8],
+        high: Option<&[u8]>,
+    ) -> Result<Walk> {
+        let mut walk = Walk {
+            pager: pager.clone(),
+            view: view.clone(),
+            direction,
+            sources: Vec::with_capacity(16),
+            spans: Vec::with_capacity(16),
+            has_spans: false,
+            memtables: 0,
+            order: Vec::with_capacity(16),
+            used: 0,
+            leaf_low: Vec::new(),
+            leaf_high: None,
+        };
+        for head in view.heads.iter().filter(|h| !h.table.is_empty()) {
+            let mut cursor = head.table.cursor(at);
+            match direction {
+                Direction::Forward => cursor.seek(low),
+                Direction::Backward => cursor.seek_before(high),
+            }
+            walk.sources.push(Source::Memtable(cursor));
+            walk.spans.push(head.table.spans(at));
+        }
+        walk.memtables = walk.sources.len();
+        match direction {
+            Direction::Forward => walk.open_leaf(Seek::At(low), low, high)?,
+            Direction::Backward => walk.open_leaf(Seek::Before(high), low, high)?,
+        }
+        Ok(walk)
+    }
+
+    /// Puts the runs of the path to the leaf where `seek` begins behind the memtables.
+    fn open_leaf(&mut self, seek: Seek<'_>, low: &[u8], high: Option<&[u8]>) -> Result<()> {
+        self.sources.truncate(self.memtables);
+        self.spans.truncate(self.memtables);
+        let view = self.view.clone();
+        let mut node = &view.root;
+        let mut node_high: Option<&[u8]> = None;
+        let mut runs: Vec<&Arc<Run>> = Vec::with_capacity(16);
+        loop {
+            let index = match seek {
+                Seek::At(key) => node.child_of(key),
+                Seek::Before(None) => node.children.len() - 1,
+                Seek::Before(Some(key)) => node.children.partition_point(|c| *c.low < *key).saturating_sub(1),
+            };
+            runs.extend(node.pending_runs(index).map(|q| &q.run));
+            node_high = node.high_of(index, node_high);
+            match &node.children[index].target {
+                Target::Node(below) => node = below,
+                Target::Leaf(leaf) => {
+                    runs.extend(leaf.runs());
+                    self.leaf_low.clear();
+                    self.leaf_low.extend_from_slice(&node.children[index].low);
+                    break;
+                }
+            }
+        }
+        self.leaf_high = node_high.map(<[u8]>::to_vec);
+
+        // The part of the leaf that the walk will see: what a newer span covers of it wholly is not opened at all.
+        let from = if *self.leaf_low > *low { &self.leaf_low[..] } else { low };
+        let to = match (self.leaf_high.as_deref(), high) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let mut newer = Spans::default();
+        self.spans.iter().for_each(|s| newer.union(&s.clip(from, to)));
+        let mut cursors: Vec<RunCursor> = Vec::with_capacity(runs.len());
+        for run in runs {
+            if newer.covers(from, to) {
+                break;
+            }
+            if !run.touches(from, to) {
+                continue;
+            }
+            let spans = run.spans.clip(from, to);
+            cursors.push(RunCursor::new(&self.pager, run.clone()));
+            newer.union(&spans);
+            self.spans.push(spans);
+        }
+        self.has_spans = !newer.is_empty();
+        let seek = match seek {
+            // A cursor begins in the leaf, though its run may reach beyond.
+            Seek::At(key) => Seek::At(if *key < *from { from } else { key }),
+            Seek::Before(key) => Seek::Before(match (key, to) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            }),
+        };
+        let warm = self.warm(&cursors, seek)?;
+        for mut cursor in cursors {
+            cursor.go(seek)?;
+            self.sources.push(Source::Run(Box::new(cursor)));
+        }
+        drop(warm);
+        self.sort();
+        Ok(())
+    }
+
+    /// Reads what the cursors' seeks need, all of a level together. The pages are held until the seeks have found them in the cache.
+    fn warm(&self, cursors: &[RunCursor], seek: Seek<'_>) -> Result<Vec<betree_pager::Page>> {
+        let with_meta: Vec<_> = cursors.iter().filter_map(|c| Some((c, c.meta_wanted(seek)?))).collect();
+        let wants: Vec<_> = with_meta.iter().map(|(_, want)| *want).collect();
+        let metas = self.pager.get_many(&wants);
+        let mut wants = Vec::with_capacity(wants.len());
+        let mut held = Vec::with_capacity(2 * metas.len());
+        for ((cursor, _), meta) in with_meta.iter().zip(metas) {
+            let meta = meta?;
+            held.push(meta.clone());
+            wants.extend(cursor.page_wanted(seek, meta)?);
+        }
+        for page in self.pager.get_many(&wants) {
+            held.push(page?);
+        }
+        Ok(held)
+    }
+
+    fn sort(&mut self) {
+        let mut order = std::mem::take(&mut self.order);
+        order.clear();
+        order.extend((0..self.sources.len()).filter(|&i| self.sources[i].key().is_some()));
+        order.sort_by(|&a, &b| self.compare(a, b));
+        self.order = order;
+        self.used = 0;
+    }
+
+    #[inline]
+    fn compare(&self, a: usize, b: usize) -> Ordering {
+        let keys = self.sources[a].key().cmp(&self.sources[b].key());
+        let keys = if self.direction == Direction::Forward { keys } else { keys.reverse() };
+        keys.then(a.cmp(&b))
+    }
+
+    /// The nearest key of the current leaf, if any.
+    fn nearest(&self) -> Option<&[u8]> {
+        let key = self.sources[*self.order.first()?].key()?;
+        let inside = *key >= *self.leaf_low && self.leaf_high.as_deref().is_none_or(|h| key < h);
+        inside.then_some(key)
+    }
+
+    /// The next key that is present in `low..high`, with its value.
+    pub(crate) fn next(
+        &mut self,
+        low: &[u8],
+        high: Option<&[u8]>,
+        operator: &Option<Arc<dyn MergeOperator>>,
+    ) -> Result<Option<(Bytes, Bytes)>> {
+        loop {
+            self.consume()?;
+            let Some(key) = self.nearest() else {
+                if !self.next_leaf(low, high)? {
+                    return Ok(None);
+                }
+                continue;
+            };
+            if *key < *low || high.is_some_and(|h| key >= h) {
+                // Forward walks begin inside the range and leave it once; so do backward ones at the other end.
+                return Ok(None);
+            }
+            let first = self.order[0];
+            self.used = 1;
+            while self
+                .order
+                .get(self.used)
+                .is_some_and(|&i| self.sources[i].key() == self.sources[first].key())
+            {
+                self.used += 1;
+            }
+            if let Some(found) = self.resolve(operator)? {
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    /// What the sources `order[..used]`, which have the same key, say of it.
+    fn resolve(&self, operator: &Option<Arc<dyn MergeOperator>>) -> Result<Option<(Bytes, Bytes)>> {
+        let Some(key) = self.sources[self.order[0]].key() else { return Ok(None) };
+        let mut operands: Vec<Bytes> = Vec::new();
+        let mut base = None;
+        let mut passed = 0;
+        for &i in &self.order[..self.used] {
+            if self.has_spans && self.spans[passed..i].iter().any(|s| s.contains(key)) {
+                break;
+            }
+            passed = i;
+            let Some(entry) = self.sources[i].entry() else { return Ok(None) };
+            match entry.kind {
+                Kind::Put => {
+                    base = Some(Base::Put(Bytes::copy_from_slice(entry.value)));
+                    break;
+                }
+                Kind::Delete | Kind::RangeDelete => break,
+                Kind::Merge => {
+                    let list = operands::decode(entry.value).ok_or_else(missing_operator)?;
+                    operands.extend(list.iter().rev().map(|o| Bytes::copy_from_slice(o)));
+                }
+            }
+        }
+        let value = value(operator.as_deref(), key, base, &operands)?;
+        Ok(value.map(|value| (Bytes::copy_from_slice(key), value)))
+    }
+
+    #[inline]
+    fn consume(&mut self) -> Result<()> {
+        while self.used > 0 {
+            self.used -= 1;
+            let i = self.order[self.used];
+            self.sources[i].step(self.direction)?;
+            if self.sources[i].key().is_none() {
+                self.order.remove(self.used);
+                continue;
+            }
+            let mut at = self.used;
+            while at + 1 < self.order.len()
+                && self.compare(self.order[at], self.order[at + 1]) == Ordering::Greater
+            {
+                self.order.swap(at, at + 1);
+                at += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes on to the neighbouring leaf; false at the end of the range.
+    fn next_leaf(&mut self, low: &[u8], high: Option<&[u8]>) -> Result<bool> {
+        match self.direction {
+            Direction::Forward => {
+                let Some(next) = self.leaf_high.clone() else { return Ok(false) };
+                if high.is_some_and(|h| *next >= *h) {
+                    return Ok(false);
+                }
+                self.open_leaf(Seek::At(&next), low, high)?;
+            }
+            Direction::Backward => {
+                let next = self.leaf_low.clone();
+                if *next <= *low {
+                    return Ok(false);
+                }
+                self.open_leaf(Seek::Before(Some(&next)), low, high)?;
+            }
+        }
+        Ok(true)
+    }
+}
