@@ -1,0 +1,44 @@
+//! Reading everything that a database has, for comparison with the oracle.
+
+use betree::{Db, Iter, Keyspace, Result, Snapshot};
+use betree_testkit::{Content, Records};
+
+use crate::SPACES;
+
+fn records(iter: Iter) -> Result<Records> {
+    let mut records = Records::new();
+    for record in iter {
+        let (key, value) = record?;
+        records.insert(key.to_vec(), value.to_vec());
+    }
+    Ok(records)
+}
+
+/// The records of all keyspaces of [`SPACES`].
+///
+/// # Errors
+/// Those of the engine.
+pub fn read_all(db: &Db) -> Result<Content> {
+    let names = db.keyspaces();
+    let mut content = Content::default();
+    for (name, _) in SPACES {
+        let there = names.iter().any(|n| n == name);
+        content.keyspaces.push(if there { Some(records(db.keyspace(name)?.iter())?) } else { None });
+    }
+    Ok(content)
+}
+
+/// The records that a snapshot has, through the handles of its time.
+///
+/// # Errors
+/// Those of the engine.
+pub fn read_snapshot(snapshot: &Snapshot, spaces: &[Option<Keyspace>]) -> Result<Content> {
+    let mut content = Content::default();
+    for space in spaces {
+        content.keyspaces.push(match space {
+            Some(space) => Some(records(snapshot.iter(space)?)?),
+            None => None,
+        });
+    }
+    Ok(content)
+}
