@@ -1,0 +1,101 @@
+//! betree: one keyspace, `Durability::Buffered`. A batch of one record goes through `Keyspace::insert`, as a user would
+//! write it; larger ones through a `WriteBatch` whose memory is used again.
+
+use anyhow::Result;
+use betree::{Db, Durability, Keyspace, WriteBatch};
+
+use crate::engine::{Engine, RowVisitor, Session, Setup, mib, share};
+use crate::record::{Batch, Key};
+
+/// Share of the limit for the database's budget; the rest is for mapped log files, the program and the allocator.
+const BUDGET_PERCENT: u64 = 75;
+
+struct Betree {
+    db: Db,
+    records: Keyspace,
+    budget: u64,
+}
+
+pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
+    let budget = setup.betree_memory.unwrap_or_else(|| share(setup.memory, BUDGET_PERCENT));
+    let db = Db::builder().memory(budget as usize).durability(Durability::Buffered).open(setup.dir)?;
+    let records = db.keyspace("records")?;
+    Ok(Box::new(Betree { db, records, budget }))
+}
+
+impl Engine for Betree {
+    fn configuration(&self) -> String {
+        format!(
+            "budget {}, otherwise defaults; Durability::Buffered: survives a killed process when the call returns, \
+             synced in the background every second",
+            mib(self.budget)
+        )
+    }
+
+    fn session(&self) -> Result<Box<dyn Session + '_>> {
+        Ok(Box::new(BetreeSession { engine: self, batch: self.db.batch() }))
+    }
+
+    fn sync(&self) -> Result<()> {
+        Ok(self.db.persist()?)
+    }
+
+    fn stats(&self) -> Option<serde_json::Value> {
+        serde_json::to_value(self.db.stats()).ok()
+    }
+
+    fn close(self: Box<Self>) -> Result<()> {
+        let Betree { db, records, .. } = *self;
+        drop(records);
+        Ok(db.close()?)
+    }
+}
+
+struct BetreeSession<'a> {
+    engine: &'a Betree,
+    batch: WriteBatch,
+}
+
+impl Session for BetreeSession<'_> {
+    fn insert(&mut self, batch: &Batch) -> Result<()> {
+        let records = &self.engine.records;
+        if batch.len() == 1 {
+            for (key, value) in batch.iter() {
+                records.insert(key, value)?;
+            }
+            return Ok(());
+        }
+        for (key, value) in batch.iter() {
+            self.batch.insert(records, key, value)?;
+        }
+        Ok(self.engine.db.write_with(&mut self.batch, Durability::Buffered)?)
+    }
+
+    fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {
+        let value = self.engine.records.get(key)?;
+        if let Some(value) = &value {
+            visit(value);
+        }
+        Ok(value.is_some())
+    }
+
+    fn multi_get(&mut self, keys: &[Key], visit: &mut dyn FnMut(usize, Option<&[u8]>)) -> Result<bool> {
+        for (i, value) in self.engine.records.multi_get(keys)?.iter().enumerate() {
+            visit(i, value.as_deref());
+        }
+        Ok(true)
+    }
+
+    fn scan(&mut self, start: &[u8], limit: u64, visit: RowVisitor<'_>) -> Result<u64> {
+        let mut rows = 0;
+        let mut iter = self.engine.records.range(start..);
+        while rows < limit
+            && let Some(row) = iter.next()
+        {
+            let (key, value) = row?;
+            visit(&key, &value)?;
+            rows += 1;
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,326 @@
+//! The phases, each run by a child process of its own, so that CPU time, memory and bytes are the phase's alone and every
+//! database is opened cold.
+//!
+//! The parent hands over a [`RunSpec`] as JSON and reads [`Event`]s as JSON lines from the child's standard output.
+//! Invariant `phase.verified`: whatever an engine returns is compared byte for byte with what was written; a phase with one wrong
+//! record has failed.
+
+mod load;
+mod reads;
+mod runner;
+
+use std::fmt;
+use std::io::Write;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{EngineName, Purpose, Setup};
+use crate::latency::LatencySummary;
+use crate::limit;
+use crate::meter::{Counters, Meter, resident_bytes, space_bytes};
+use crate::record::Records;
+use crate::series::Point;
+
+/// Keys of one call in the phase multi-get.
+pub const MULTI_GET_KEYS: usize = 64;
+/// Rows of one scan.
+pub const SCAN_ROWS: u64 = 100;
+/// Skew of the phases zipf and ycsb-a.
+pub const ZIPF_EXPONENT: f64 = 0.99;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PhaseName {
+    /// Random inserts into an empty database.
+    Load,
+    /// What a stopped load has left, in key order; not measured.
+    Complete,
+    /// Everything read in order and compared; the same as full-scan, right after the load.
+    Verify,
+    /// Random reads of present keys, one thread, cold at the start.
+    Get,
+    /// The same with several threads.
+    GetThreads,
+    /// Random reads of absent keys.
+    Miss,
+    /// Reads of present keys with Zipf's frequencies.
+    Zipf,
+    /// Random reads of present keys, many per call.
+    MultiGet,
+    /// Short scans from random present keys.
+    Scan,
+    /// Everything in key order.
+    FullScan,
+    /// Half reads, half updates, with Zipf's frequencies.
+    YcsbA,
+}
+
+impl PhaseName {
+    const ALL: [PhaseName; 11] = [
+        PhaseName::Load,
+        PhaseName::Complete,
+        PhaseName::Verify,
+        PhaseName::Get,
+        PhaseName::GetThreads,
+        PhaseName::Miss,
+        PhaseName::Zipf,
+        PhaseName::MultiGet,
+        PhaseName::Scan,
+        PhaseName::FullScan,
+        PhaseName::YcsbA,
+    ];
+
+    /// The name used on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PhaseName::Load => "load",
+            PhaseName::Complete => "complete",
+            PhaseName::Verify => "verify",
+            PhaseName::Get => "get",
+            PhaseName::GetThreads => "get-threads",
+            PhaseName::Miss => "miss",
+            PhaseName::Zipf => "zipf",
+            PhaseName::MultiGet => "multi-get",
+            PhaseName::Scan => "scan",
+            PhaseName::FullScan => "full-scan",
+            PhaseName::YcsbA => "ycsb-a",
+        }
+    }
+
+    fn purpose(self) -> Purpose {
+        match self {
+            PhaseName::Scan | PhaseName::FullScan | PhaseName::Verify => Purpose::Scans,
+            _ => Purpose::Points,
+        }
+    }
+
+    /// Whether the phase leaves the database changed, so that closing and writing back belong to what it costs.
+    fn writes(self) -> bool {
+        matches!(self, PhaseName::Load | PhaseName::Complete | PhaseName::YcsbA)
+    }
+}
+
+impl fmt::Display for PhaseName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for PhaseName {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        PhaseName::ALL.into_iter().find(|p| p.as_str() == name).ok_or_else(|| {
+            let names: Vec<_> = PhaseName::ALL.iter().map(|p| p.as_str()).collect();
+            format!("no phase {name:?}; there are {}", names.join(", "))
+        })
+    }
+}
+
+/// What a child is to run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// The engine.
+    pub engine: EngineName,
+    /// The phase.
+    pub phase: PhaseName,
+    /// The database's directory.
+    pub dir: PathBuf,
+    /// Where to enter the memory control group, if there is one.
+    pub group: Option<PathBuf>,
+    /// The memory limit that the engine's settings are derived from.
+    pub memory: u64,
+    /// The budget of betree's options, if not the usual share.
+    pub betree_memory: Option<u64>,
+    /// Records in the database when the phase starts: those with the numbers below this.
+    pub present: u64,
+    /// Records to have at the end of a load.
+    pub records: u64,
+    /// Records per commit.
+    pub batch: u64,
+    /// Operations of a phase of reads.
+    pub operations: u64,
+    /// Seconds after which the phase is stopped.
+    pub max_seconds: u64,
+    /// Threads.
+    pub threads: usize,
+    /// Bytes of a value.
+    pub value_bytes: usize,
+    /// Seed of the records and of the choice.
+    pub seed: u64,
+}
+
+impl RunSpec {
+    fn records_of(&self) -> Records {
+        Records::new(self.seed, self.value_bytes)
+    }
+}
+
+/// What a child says while it runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    /// How far it is.
+    Progress {
+        /// Operations done.
+        done: u64,
+    },
+    /// What it does beside the measured work.
+    Doing(String),
+    /// The end.
+    Finished(Box<PhaseResult>),
+}
+
+impl Event {
+    fn send(&self) -> Result<()> {
+        let mut line = serde_json::to_vec(self)?;
+        line.push(b'\n');
+        let mut out = std::io::stdout().lock();
+        out.write_all(&line)?;
+        Ok(out.flush()?)
+    }
+}
+
+/// What a phase measured.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct PhaseResult {
+    /// The phase.
+    pub phase: PhaseName,
+    /// The engine's settings in words.
+    pub configuration: String,
+    /// Whether the engine has no such operation; then nothing was measured.
+    pub unsupported: bool,
+    /// Records per commit.
+    pub batch: u64,
+    /// Threads.
+    pub threads: usize,
+    /// Operations done: commits' records for a load, keys for gets, scans for scans, rows for a full scan.
+    pub operations: u64,
+    /// Rows that scans returned.
+    pub rows: u64,
+    /// Records in the database afterwards.
+    pub present: u64,
+    /// Whether the time limit ended it.
+    pub stopped: bool,
+    /// Seconds to open the database; not part of `seconds`.
+    pub open_seconds: f64,
+    /// Seconds of the operations, with the final sync of a load.
+    pub seconds: f64,
+    /// Seconds of the final sync, part of `seconds`.
+    pub sync_seconds: f64,
+    /// Seconds to close the database; not part of `seconds`.
+    pub close_seconds: f64,
+    /// Latency of commits, of gets, of scans.
+    pub latency: LatencySummary,
+    /// What it cost. For a phase that writes, closing and all write-back are included.
+    pub counters: Counters,
+    /// Bytes of the files afterwards, of a phase that writes.
+    pub space_bytes: Option<u64>,
+    /// Most bytes of memory without a file behind them.
+    pub peak_anonymous_bytes: u64,
+    /// Most resident bytes, mapped files included.
+    pub peak_resident_bytes: u64,
+    /// Most bytes in the control group, page cache included; filled in by the parent.
+    pub group_peak_bytes: Option<u64>,
+    /// The series.
+    pub series: Vec<Point>,
+    /// The engine's own counters at the end.
+    pub engine_stats: Option<serde_json::Value>,
+}
+
+impl PhaseResult {
+    /// Operations per second.
+    pub fn rate(&self) -> f64 {
+        if self.seconds > 0.0 { self.operations as f64 / self.seconds } else { 0.0 }
+    }
+
+    /// The device's reads per operation.
+    pub fn device_reads_per_operation(&self) -> Option<f64> {
+        let reads = self.counters.device?.reads;
+        (self.operations > 0).then(|| reads as f64 / self.operations as f64)
+    }
+
+    /// Bytes written per byte inserted, as the device and as the process counts them.
+    pub fn write_amplification(&self, record_len: u64) -> (Option<f64>, f64) {
+        let user = (self.operations * record_len).max(1) as f64;
+        let device = self.counters.device.map(|d| d.write_bytes as f64 / user);
+        (device, self.counters.process_write_bytes as f64 / user)
+    }
+}
+
+/// Runs the phase that `spec` describes and reports on standard output.
+///
+/// # Errors
+/// What the engine says, and the first wrong record.
+pub fn run_one(spec: &str) -> Result<()> {
+    let spec: RunSpec = serde_json::from_str(spec).context("the phase's description")?;
+    if let Some(entrance) = &spec.group {
+        limit::enter(entrance)?;
+    }
+    let result = run(&spec).with_context(|| format!("{}, {}", spec.engine, spec.phase))?;
+    Event::Finished(Box::new(result)).send()
+}
+
+fn run(spec: &RunSpec) -> Result<PhaseResult> {
+    let setup = Setup {
+        dir: &spec.dir,
+        purpose: spec.phase.purpose(),
+        memory: spec.memory,
+        threads: spec.threads,
+        betree_memory: spec.betree_memory,
+    };
+    let meter = Meter::new(&spec.dir)?;
+    let opening = Instant::now();
+    let engine = spec.engine.open(&setup).context("opening")?;
+    let open_seconds = opening.elapsed().as_secs_f64();
+    let configuration = engine.configuration();
+
+    let before = meter.read()?;
+    let work = match spec.phase {
+        PhaseName::Load | PhaseName::Complete => load::run(spec, &*engine, &meter, &before)?,
+        _ => reads::run(spec, &*engine, &meter, &before)?,
+    };
+    let mut counters = meter.read()?.since(&before);
+
+    let engine_stats = engine.stats();
+    let (anonymous, resident) = resident_bytes();
+    let closing = Instant::now();
+    Event::Doing("closing".into()).send()?;
+    engine.close().context("closing")?;
+    let close_seconds = closing.elapsed().as_secs_f64();
+    let mut space = None;
+    if spec.phase.writes() {
+        // What still waits in the page cache was caused by this phase; without this its bytes would be the next one's.
+        nix::unistd::syncfs(std::fs::File::open(&spec.dir)?)?;
+        counters = meter.read()?.since(&before);
+        space = Some(space_bytes(&spec.dir)?);
+    }
+    Ok(PhaseResult {
+        phase: spec.phase,
+        configuration,
+        unsupported: work.unsupported,
+        batch: spec.batch,
+        threads: spec.threads,
+        operations: work.operations,
+        rows: work.rows,
+        present: work.present,
+        stopped: work.stopped,
+        open_seconds,
+        seconds: work.seconds,
+        sync_seconds: work.sync_seconds,
+        close_seconds,
+        latency: work.latency,
+        counters,
+        space_bytes: space,
+        peak_anonymous_bytes: work.peak_anonymous.max(anonymous),
+        peak_resident_bytes: work.peak_resident.max(resident),
+        group_peak_bytes: None,
+        series: work.series,
+        engine_stats,
+    })
+}
