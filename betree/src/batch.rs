@@ -1,6 +1,6 @@
 //! Write batches: encoded once, applied whole or not at all.
 
-use crate::message::{BATCH_HEADER, Kind, MessageRef, encode_message};
+use crate::message::{Kind, MessageRef, encode_message};
 use crate::types::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::{Error, Keyspace, Result};
 
@@ -23,15 +23,18 @@ pub const MAX_BATCH_LEN: usize = (1 << 30) + (32 << 20);
 /// ```
 #[derive(Debug)]
 pub struct WriteBatch {
+    /// The messages as they will stand in the log.
     pub(crate) encoded: Vec<u8>,
     pub(crate) count: u32,
+    /// Bytes of keys and values.
+    pub(crate) user_bytes: u64,
     /// The keyspaces named in the batch, each once.
     pub(crate) keyspaces: Vec<Keyspace>,
 }
 
 impl WriteBatch {
     pub(crate) fn new() -> Self {
-        WriteBatch { encoded: vec![0; BATCH_HEADER], count: 0, keyspaces: Vec::new() }
+        WriteBatch { encoded: Vec::new(), count: 0, user_bytes: 0, keyspaces: Vec::new() }
     }
 
     /// Sets `key` to `value`.
@@ -106,8 +109,9 @@ impl WriteBatch {
 
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
-        self.encoded.truncate(BATCH_HEADER);
+        self.encoded.clear();
         self.count = 0;
+        self.user_bytes = 0;
         self.keyspaces.clear();
     }
 
@@ -122,6 +126,7 @@ impl WriteBatch {
         }
         encode_message(&mut self.encoded, keyspace.id(), message);
         self.count += 1;
+        self.user_bytes += (message.key.len() + message.value.len()) as u64;
         Ok(())
     }
 }

@@ -15,13 +15,13 @@ use std::time::{Duration, Instant};
 use betree_wal::Lsn;
 use parking_lot::MutexGuard;
 
-use crate::message::{BATCH_HEADER, MessageRef, Messages, put_varint, set_batch_header};
+use crate::message::{Head, MessageRef, Messages};
 use crate::options::Durability;
 use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
 use crate::types::Seqno;
-use crate::{Error, Result};
+use crate::{Error, Result, WriteBatch};
 
 /// Longest wait for room before a writer looks again whether it will ever come.
 const LONGEST_WAIT: Duration = Duration::from_millis(100);
@@ -36,29 +36,13 @@ impl Shared {
     ) -> Result<()> {
         let bytes = message.key.len() + message.value.len();
         self.admit(state, bytes)?;
-        let mut header = [0u8; BATCH_HEADER + 24];
         let end;
         {
             let mut commit = self.lock_with_room(&[state])?;
-            let first = Seqno(commit.next.0);
-            set_batch_header(&mut header, first, 1);
-            let mut at = BATCH_HEADER;
-            header[at] = message.kind as u8;
-            at += 1;
-            for field in [state.id.0 as usize, message.key.len(), message.value.len()] {
-                let mut small: Vec<u8>;
-                if field < 0x80 {
-                    header[at] = field as u8;
-                    at += 1;
-                } else {
-                    small = Vec::with_capacity(10);
-                    put_varint(&mut small, field as u64);
-                    header[at..at + small.len()].copy_from_slice(&small);
-                    at += small.len();
-                }
-            }
-            end =
-                self.log(&mut commit, &[&header[..at], message.key, message.value], durability, &[state])?;
+            let first = commit.next;
+            let mut head = Head::of_batch(first, 1);
+            head.message(state.id, message);
+            end = self.log(&mut commit, &[head.bytes(), message.key, message.value], durability, &[state])?;
             state.peek().heads[0].table.apply_one(first, message);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);
@@ -68,14 +52,14 @@ impl Shared {
         self.make_durable(end, durability)
     }
 
-    /// Commits an encoded batch of `count` messages that concern `states`.
+    /// Commits a batch that concerns `states`.
     pub(crate) fn commit_batch(
         &self,
-        encoded: &mut [u8],
-        count: u32,
+        batch: &WriteBatch,
         states: &[&State],
         durability: Durability,
     ) -> Result<()> {
+        let (encoded, count) = (&batch.encoded[..], batch.count);
         if count == 0 {
             return Ok(());
         }
@@ -86,12 +70,12 @@ impl Shared {
         {
             let mut commit = self.lock_with_room(states)?;
             let first = commit.next;
-            set_batch_header(encoded, first, count);
-            end = self.log(&mut commit, &[encoded], durability, states)?;
+            let header = Head::of_batch(first, count);
+            end = self.log(&mut commit, &[header.bytes(), encoded], durability, states)?;
             match states {
                 [state] => {
                     let mut seqno = first.0;
-                    let mut messages = Messages::new(&encoded[BATCH_HEADER..]).map(|(_, message)| {
+                    let mut messages = Messages::new(encoded).map(|(_, message)| {
                         seqno += 1;
                         (Seqno(seqno - 1), message)
                     });
@@ -99,7 +83,7 @@ impl Shared {
                 }
                 _ => {
                     for state in states {
-                        let mut messages = Messages::new(&encoded[BATCH_HEADER..])
+                        let mut messages = Messages::new(encoded)
                             .enumerate()
                             .filter(|(_, (id, _))| *id == state.id)
                             .map(|(i, (_, message))| (Seqno(first.0 + i as u64), message));
@@ -111,7 +95,7 @@ impl Shared {
             commit.next = Seqno(last + 1);
             self.visible.store(last, Ordering::Release);
         }
-        Counters::add(&self.counters.user_bytes, encoded.len() as u64 - u64::from(count) * 4);
+        Counters::add(&self.counters.user_bytes, batch.user_bytes);
         Counters::add(&self.counters.messages, u64::from(count));
         self.make_durable(end, durability)
     }

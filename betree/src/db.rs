@@ -267,11 +267,8 @@ impl Db {
         for keyspace in &batch.keyspaces {
             keyspace.check_belongs(&self.handle)?;
         }
-        let (count, keyspaces) = (batch.count, std::mem::take(&mut batch.keyspaces));
-        let states: Vec<&State> = keyspaces.iter().map(|k| &*k.state).collect();
-        let result = self.shared().commit_batch(&mut batch.encoded, count, &states, durability);
-        batch.keyspaces = keyspaces;
-        result?;
+        let states: Vec<&State> = batch.keyspaces.iter().map(|k| &*k.state).collect();
+        self.shared().commit_batch(batch, &states, durability)?;
         batch.clear();
         Ok(())
     }

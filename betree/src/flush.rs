@@ -226,7 +226,8 @@ pub(crate) fn flush_to_leaf(
         let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
         let deltas = leaf.delta_bytes() + arriving;
         let limit = leaf.base_bytes() * options.leaf_delta_percent as u64 / 100;
-        let compact = force || leaf.base.is_none() || deltas >= limit || leaf.deltas.len() >= MAX_DELTAS;
+        let compact =
+            force || leaf.base.is_none() || deltas >= limit || leaf.deltas.len() >= options.max_runs;
         if compact {
             compact_leaf(shared, state, site, leaf, &pending, io)?
         } else {
@@ -247,8 +248,6 @@ pub(crate) fn flush_to_leaf(
     Ok(done)
 }
 
-/// Most deltas of a leaf; one more flush compacts it.
-const MAX_DELTAS: usize = 4;
 /// Most segments of a leaf that were moved in by reference.
 const MAX_MOVED_SEGMENTS: usize = 32;
 

@@ -1,14 +1,15 @@
 //! Messages and their encoding in batches.
 //!
-//! One encoding serves the write batch in memory and the payload of a log record, so that a batch is encoded once:
+//! One encoding serves the write batch in memory and the payload of a log record, so that a batch is encoded once; only
+//! its header, which is known when it is committed, is put before it then:
 //!
 //! ```text
-//! batch   := first_seqno u64 | count u32 | message*          (all integers little-endian)
-//! message := kind u8 | keyspace varint | klen varint | vlen varint | key | value
+//! batch   := count | first Seqno | message*                            (all numbers are varints)
+//! message := keyspace << 2 | kind | klen | vlen | key | value          (keyspace and kind are one number)
 //! ```
 //!
 //! `kind` is 0 Put, 1 Delete (no value), 2 Merge (value = operand), 3 RangeDelete (key = start, value = end, exclusive).
-//! The n-th message of a batch has Seqno first_seqno + n. Called by the batch, the commit path and recovery.
+//! The n-th message of a batch has the Seqno first + n. Called by the batch, the commit path and recovery.
 
 use crate::types::{KeyspaceId, MAX_KEY_LEN, MAX_VALUE_LEN, Seqno};
 
@@ -46,30 +47,71 @@ pub(crate) struct MessageRef<'a> {
     pub value: &'a [u8],
 }
 
-/// Bytes before the first message of an encoded batch.
-pub(crate) const BATCH_HEADER: usize = 12;
+/// Most bytes of a batch's header.
+const HEADER_MAX: usize = 5 + 10;
+/// Most bytes of a message before its key.
+const MESSAGE_HEAD_MAX: usize = 5 + 3 + 5;
+
+/// Varints on the stack.
+#[derive(Copy, Clone, Debug)]
+pub(crate) struct Head {
+    bytes: [u8; HEADER_MAX + MESSAGE_HEAD_MAX],
+    len: usize,
+}
+
+impl Head {
+    /// The header of a batch of `count` messages.
+    #[inline]
+    pub(crate) fn of_batch(first: Seqno, count: u32) -> Head {
+        let mut head = Head { bytes: [0; HEADER_MAX + MESSAGE_HEAD_MAX], len: 0 };
+        head.put(u64::from(count));
+        head.put(first.0);
+        head
+    }
+
+    /// Adds what stands before the key of a message.
+    #[inline]
+    pub(crate) fn message(&mut self, keyspace: KeyspaceId, message: MessageRef<'_>) {
+        self.put(tag(keyspace, message.kind));
+        self.put(message.key.len() as u64);
+        self.put(message.value.len() as u64);
+    }
+
+    #[inline]
+    pub(crate) fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
+    #[inline]
+    fn put(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            self.bytes[self.len] = value as u8 | 0x80;
+            self.len += 1;
+            value >>= 7;
+        }
+        self.bytes[self.len] = value as u8;
+        self.len += 1;
+    }
+}
+
+/// Keyspace and kind in one number: one byte for the first 32 keyspaces.
+fn tag(keyspace: KeyspaceId, kind: Kind) -> u64 {
+    u64::from(keyspace.0) << 2 | kind as u64
+}
 
 /// Appends one message to an encoded batch.
 pub(crate) fn encode_message(out: &mut Vec<u8>, keyspace: KeyspaceId, message: MessageRef<'_>) {
-    out.push(message.kind as u8);
-    put_varint(out, u64::from(keyspace.0));
+    put_varint(out, tag(keyspace, message.kind));
     put_varint(out, message.key.len() as u64);
     put_varint(out, message.value.len() as u64);
     out.extend_from_slice(message.key);
     out.extend_from_slice(message.value);
 }
 
-/// Fills the header of an encoded batch.
-pub(crate) fn set_batch_header(batch: &mut [u8], first: Seqno, count: u32) {
-    batch[..8].copy_from_slice(&first.0.to_le_bytes());
-    batch[8..12].copy_from_slice(&count.to_le_bytes());
-}
-
-/// Reads the header of an encoded batch: its first Seqno and the number of messages.
-pub(crate) fn batch_header(batch: &[u8]) -> Option<(Seqno, u32)> {
-    let first = u64::from_le_bytes(batch.get(..8)?.try_into().ok()?);
-    let count = u32::from_le_bytes(batch.get(8..12)?.try_into().ok()?);
-    Some((Seqno(first), count))
+/// Takes the header off the front of a logged batch: its first Seqno and the number of messages.
+pub(crate) fn take_batch_header(batch: &mut &[u8]) -> Option<(Seqno, u32)> {
+    let count = u32::try_from(get_varint(batch)?).ok()?;
+    Some((Seqno(get_varint(batch)?), count))
 }
 
 /// The messages of an encoded batch, in order. Ends early with `None` in [`Messages::next`] on malformed bytes;
@@ -80,7 +122,7 @@ pub(crate) struct Messages<'a> {
 }
 
 impl<'a> Messages<'a> {
-    /// Over the bytes after the batch header.
+    /// Over the bytes after the header.
     pub(crate) fn new(body: &'a [u8]) -> Self {
         Messages { rest: body, ok: true }
     }
@@ -91,9 +133,10 @@ impl<'a> Messages<'a> {
     }
 
     fn decode(&mut self) -> Option<(KeyspaceId, MessageRef<'a>)> {
-        let (&kind, mut rest) = self.rest.split_first()?;
-        let kind = Kind::from_u8(kind)?;
-        let keyspace = u32::try_from(get_varint(&mut rest)?).ok()?;
+        let mut rest = self.rest;
+        let tag = get_varint(&mut rest)?;
+        let kind = Kind::from_u8((tag & 3) as u8)?;
+        let keyspace = u32::try_from(tag >> 2).ok()?;
         let klen = usize::try_from(get_varint(&mut rest)?).ok()?;
         let vlen = usize::try_from(get_varint(&mut rest)?).ok()?;
         if klen > MAX_KEY_LEN || vlen > MAX_VALUE_LEN || klen + vlen > rest.len() {
@@ -151,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_batch_decodes_to_the_messages_that_were_encoded() {
-        let mut batch = vec![0; BATCH_HEADER];
+        let mut batch = Vec::new();
         let messages = [
             MessageRef { kind: Kind::Put, key: b"", value: b"v" },
             MessageRef { kind: Kind::Delete, key: &[0xff; 300], value: b"" },
@@ -163,17 +206,35 @@ mod tests {
             encode_message(&mut batch, KeyspaceId(i as u32 * 100), *m);
             ends.push(batch.len());
         }
-        set_batch_header(&mut batch, Seqno(9), 4);
-        assert_eq!(batch_header(&batch), Some((Seqno(9), 4)));
-        let mut decoded = Messages::new(&batch[BATCH_HEADER..]);
+        let logged = [Head::of_batch(Seqno(u64::MAX), u32::MAX).bytes(), &batch].concat();
+        let mut body = &logged[..];
+        assert_eq!(take_batch_header(&mut body), Some((Seqno(u64::MAX), u32::MAX)));
+        assert_eq!(body, batch);
+        let mut decoded = Messages::new(&batch);
         for (i, m) in messages.iter().enumerate() {
             assert_eq!(decoded.next(), Some((KeyspaceId(i as u32 * 100), *m)));
         }
         assert!(decoded.next().is_none() && decoded.finished());
-        for cut in BATCH_HEADER + 1..batch.len().min(400) {
-            let mut cut_off = Messages::new(&batch[BATCH_HEADER..cut]);
+        for cut in 1..batch.len().min(400) {
+            let mut cut_off = Messages::new(&batch[..cut]);
             cut_off.by_ref().for_each(drop);
             assert_eq!(cut_off.finished(), ends.contains(&cut), "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn one_message_is_encoded_on_the_stack_as_in_a_batch() {
+        for (id, vlen) in [(0, 0), (31, 127), (32, 128), (u32::MAX, 1 << 20)] {
+            let message = MessageRef { kind: Kind::Merge, key: b"key", value: &vec![1; vlen] };
+            let mut encoded = Vec::new();
+            encode_message(&mut encoded, KeyspaceId(id), message);
+            let mut head = Head::of_batch(Seqno(300), 1);
+            head.message(KeyspaceId(id), message);
+            let header = Head::of_batch(Seqno(300), 1);
+            assert_eq!(
+                [head.bytes(), message.key, message.value].concat(),
+                [header.bytes(), &encoded].concat()
+            );
         }
     }
 

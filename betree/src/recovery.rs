@@ -15,7 +15,7 @@ use betree_wal::{Lsn, Wal};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::checkpoint::{Catalog, Durable};
-use crate::message::{BATCH_HEADER, MessageRef, Messages, batch_header};
+use crate::message::{MessageRef, Messages, take_batch_header};
 use crate::node::Node;
 use crate::node_codec::NodeReader;
 use crate::operator::{AddI64, Append, Max, MergeOperator, Min};
@@ -188,11 +188,12 @@ fn replay(
     let lie = |detail: String| {
         Box::new(Error::Corrupt { file: "log".into(), offset: lsn.0, structure: "batch", detail })
     };
-    let (first, count) = batch_header(record).ok_or_else(|| lie("no header".into()))?;
-    if first.0 == 0 || count == 0 {
+    let mut body = record;
+    let (first, count) = take_batch_header(&mut body).ok_or_else(|| lie("no header".into()))?;
+    if first.0 == 0 || count == 0 || first.0.checked_add(u64::from(count)).is_none() {
         return Err(lie(format!("first Seqno {first}, {count} messages")));
     }
-    let mut messages = Messages::new(&record[BATCH_HEADER..]);
+    let mut messages = Messages::new(body);
     let mut decoded: Vec<(Seqno, KeyspaceId, MessageRef<'_>)> = Vec::new();
     for (i, (keyspace, message)) in messages.by_ref().enumerate() {
         decoded.push((Seqno(first.0 + i as u64), keyspace, message));

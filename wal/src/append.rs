@@ -11,7 +11,7 @@ use betree_storage::{File, Window};
 
 use crate::error::{Error, Result};
 use crate::files::{CHUNK, Left, Shared};
-use crate::format::{FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Kind, MARK, salted_hasher};
+use crate::format::{FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, FrameSalt, Kind, MARK};
 use crate::{Lsn, MAX_RECORD};
 
 /// Records up to this many bytes, headers included, are put together in a buffer that stays in the first-level cache,
@@ -25,7 +25,7 @@ const MIN_ROOM: u64 = 128;
 #[derive(Debug)]
 pub struct Appender {
     shared: Arc<Shared>,
-    salted: crc32fast::Hasher,
+    salt: FrameSalt,
     file: Arc<dyn File>,
     file_len: u64,
     window: Box<dyn Window>,
@@ -47,13 +47,13 @@ impl Appender {
     pub(crate) fn new(shared: Arc<Shared>, offset: u64) -> Result<Self> {
         shared.ensure_windows(1)?;
         let lsn = shared.end.load(Ordering::Acquire);
-        let salted = salted_hasher(shared.options.salt);
+        let salt = FrameSalt::new(shared.options.salt);
         let ready = shared.take_window(Lsn(lsn));
         shared.counters.unprepared_windows.store(0, Ordering::Relaxed);
         let window_len = ready.window.len();
         Ok(Self {
             shared,
-            salted,
+            salt,
             file: ready.blank.file,
             file_len: ready.blank.len,
             window: ready.window,
@@ -90,7 +90,7 @@ impl Appender {
             self.small[filled..filled + part.len()].copy_from_slice(part);
             filled += part.len();
         }
-        let mut hasher = self.salted.clone();
+        let mut hasher = self.salt.hasher(Lsn(self.lsn));
         hasher.update(&self.small[4..filled]);
         self.small[..4].copy_from_slice(&hasher.finalize().to_le_bytes());
         self.window.copy_in(self.at, &self.small[..filled]);
@@ -178,7 +178,7 @@ impl Appender {
         let header = FrameHeader { lsn: Lsn(self.lsn), kind, mark, len };
         let mut head = [0; FRAME_HEADER + MARK];
         let head_len = header.encode(&mut head);
-        let mut hasher = self.salted.clone();
+        let mut hasher = self.salt.hasher(Lsn(self.lsn));
         hasher.update(&head[4..head_len]);
         source.clone().take(len, |bytes| hasher.update(bytes));
         head[..4].copy_from_slice(&hasher.finalize().to_le_bytes());

@@ -7,7 +7,7 @@
 //! ```text
 //! file header (64 bytes)
 //!   0   8  magic      "betreLOG"
-//!   8   4  version    1
+//!   8   4  version    2
 //!  12   4  reserved   zero
 //!  16   8  salt       of the database; also enters every frame's checksum
 //!  24   8  number     of the file, the same as in its name `log-<16 digits>`
@@ -16,17 +16,20 @@
 //!  48  12  reserved   zero
 //!  60   4  checksum   CRC-32 of bytes 0..60
 //!
-//! frame (16 bytes, or 24 with a mark, then the payload)
-//!   0   4  checksum   CRC-32 of: salt (8 bytes), then bytes 4.. to the end of the payload
+//! frame (12 bytes, or 20 with a mark, then the payload)
+//!   0   4  checksum   CRC-32 of bytes 4.. to the end of the payload; initial value: the CRC-32 of the salt, xor the
+//!                     high half of the Lsn of this frame's first byte
 //!   4   4  word       bits 0..28 payload length; bits 28..31 kind: 1 full, 2 first, 3 middle, 4 last;
 //!                     bit 31: a mark follows the header
-//!   8   8  lsn        of this frame's first byte
-//!  16   8  mark       (only with bit 31) a known-durable Lsn at the time of the append; <= lsn
+//!   8   4  lsn        the low half of the Lsn of this frame's first byte
+//!  12   8  mark       (only with bit 31) a known-durable Lsn at the time of the append; <= lsn
 //!   .   n  payload
 //! ```
 //!
 //! The Lsn of the byte at file offset `o` is `first + (o - 64)`. A frame therefore says where it belongs: what a
-//! recycled file held before carries smaller Lsns and never parses as a frame of the new life.
+//! recycled file held before has other Lsns and never parses as a frame of the new life. The low half is written, for
+//! a reader that searches frames behind a hole; the high half enters the checksum, where another initial value always
+//! gives another checksum. Twelve bytes instead of sixteen are 3 % of the log of small records.
 //! The checksum of the file header is not salted, so that the log of another database is told from a damaged one.
 
 use crate::Lsn;
@@ -34,11 +37,11 @@ use crate::Lsn;
 /// The first bytes of every log file.
 pub(crate) const MAGIC: [u8; 8] = *b"betreLOG";
 /// The format version this build writes and reads.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Bytes of the file header.
 pub(crate) const FILE_HEADER: usize = 64;
 /// Bytes of a frame's header without a mark.
-pub(crate) const FRAME_HEADER: usize = 16;
+pub(crate) const FRAME_HEADER: usize = 12;
 /// Bytes of a mark.
 pub(crate) const MARK: usize = 8;
 /// The most payload one frame can carry (28 bits of length).
@@ -50,7 +53,7 @@ const LEN_BITS: u32 = 28;
 const LEN_MASK: u32 = (1 << LEN_BITS) - 1;
 const MARK_BIT: u32 = 1 << 31;
 
-const _: () = assert!(60 + 4 == FILE_HEADER && 8 + 8 == FRAME_HEADER);
+const _: () = assert!(60 + 4 == FILE_HEADER && 8 + 4 == FRAME_HEADER);
 const _: () = assert!(Kind::Last as u32 <= 0b111);
 
 /// The header of a log file.
@@ -183,26 +186,26 @@ impl FrameHeader {
         let mark_bit = if self.mark.is_some() { MARK_BIT } else { 0 };
         let word = self.len as u32 | (self.kind as u32) << LEN_BITS | mark_bit;
         out[4..8].copy_from_slice(&word.to_le_bytes());
-        out[8..16].copy_from_slice(&self.lsn.0.to_le_bytes());
+        out[8..12].copy_from_slice(&low_half(self.lsn).to_le_bytes());
         if let Some(mark) = self.mark {
-            out[16..24].copy_from_slice(&mark.0.to_le_bytes());
+            out[12..20].copy_from_slice(&mark.0.to_le_bytes());
         }
         self.header_len()
     }
 
     /// Reads the header of the frame that should begin at `lsn`. `there` is how many bytes the file has from here
-    /// on, of which `bytes` holds at least the first 24 (or all). The checksum is not checked here.
+    /// on, of which `bytes` holds at least the first 20 (or all). The checksum is not checked here.
     pub fn decode(bytes: &[u8], lsn: Lsn, there: u64) -> Result<Self, BadFrame> {
         if bytes.len() < FRAME_HEADER {
             return Err(BadFrame::Cut(FRAME_HEADER as u64, there));
         }
         let word = u32_at(bytes, 4);
-        let got = u64_at(bytes, 8);
+        let got = u32_at(bytes, 8);
         if word == 0 && got == 0 && u32_at(bytes, 0) == 0 {
             return Err(BadFrame::Blank);
         }
-        if got != lsn.0 {
-            return Err(BadFrame::Field("lsn", lsn.0, got));
+        if got != low_half(lsn) {
+            return Err(BadFrame::Field("low half of the lsn", low_half(lsn).into(), got.into()));
         }
         let kind = match word >> LEN_BITS & 0b111 {
             1 => Kind::Full,
@@ -215,7 +218,7 @@ impl FrameHeader {
             if bytes.len() < FRAME_HEADER + MARK {
                 return Err(BadFrame::Cut((FRAME_HEADER + MARK) as u64, there));
             }
-            Some(Lsn(u64_at(bytes, 16)))
+            Some(Lsn(u64_at(bytes, 12)))
         } else {
             None
         };
@@ -230,28 +233,43 @@ impl FrameHeader {
     }
 }
 
-/// Checks the checksum of a whole frame whose header was decoded.
-pub(crate) fn check_frame(salted: &crc32fast::Hasher, frame: &[u8]) -> Result<(), BadFrame> {
-    let mut hasher = salted.clone();
+/// Checks the checksum of a whole frame whose header was decoded for `lsn`.
+pub(crate) fn check_frame(salt: FrameSalt, lsn: Lsn, frame: &[u8]) -> Result<(), BadFrame> {
+    let mut hasher = salt.hasher(lsn);
     hasher.update(&frame[4..]);
     let (computed, stored) = (hasher.finalize(), u32_at(frame, 0));
     if computed == stored { Ok(()) } else { Err(BadFrame::Checksum(computed, stored)) }
 }
 
-/// The state of a frame checksum after the salt: cloned for every frame.
-pub(crate) fn salted_hasher(salt: u64) -> crc32fast::Hasher {
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&salt.to_le_bytes());
-    hasher
+/// What the database contributes to the checksums of its frames.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FrameSalt(u32);
+
+impl FrameSalt {
+    /// From the number of the database.
+    pub fn new(salt: u64) -> Self {
+        Self(crc32fast::hash(&salt.to_le_bytes()))
+    }
+
+    /// The state of the checksum of the frame at `lsn` before its first byte.
+    #[inline]
+    pub fn hasher(self, lsn: Lsn) -> crc32fast::Hasher {
+        crc32fast::Hasher::new_with_initial(self.0 ^ (lsn.0 >> 32) as u32)
+    }
 }
 
-fn u32_at(bytes: &[u8], at: usize) -> u32 {
+/// The half of an Lsn that a frame carries.
+pub(crate) fn low_half(lsn: Lsn) -> u32 {
+    lsn.0 as u32
+}
+
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut raw = [0; 4];
     raw.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(raw)
 }
 
-pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
     let mut raw = [0; 8];
     raw.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(raw)
@@ -268,7 +286,7 @@ mod tests {
     fn file_header_bytes_are_those_of_the_format_document() {
         let bytes = HEADER.encode();
         assert_eq!(&bytes[0..8], b"betreLOG");
-        assert_eq!(bytes[8..16], [1, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[8..16], [2, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[16..24], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         assert_eq!(bytes[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[32..40], [0, 0x10, 0, 0, 0, 0, 0, 0]);
@@ -302,21 +320,22 @@ mod tests {
 
     #[test]
     fn frame_bytes_are_those_of_the_format_document_and_every_flipped_bit_is_found() {
-        let salted = salted_hasher(7);
-        let header = FrameHeader { lsn: Lsn(0x0102), kind: Kind::First, mark: Some(Lsn(0x0100)), len: 3 };
+        const AT: Lsn = Lsn(0x0007_0000_0102);
+        let salt = FrameSalt::new(7);
+        let header = FrameHeader { lsn: AT, kind: Kind::First, mark: Some(Lsn(0x0100)), len: 3 };
         let mut frame = vec![0; header.frame_len()];
         let at = header.encode(&mut frame);
         frame[at..].copy_from_slice(b"abc");
-        let mut hasher = salted.clone();
+        let mut hasher = crc32fast::Hasher::new_with_initial(crc32fast::hash(&7u64.to_le_bytes()) ^ 7);
         hasher.update(&frame[4..]);
         let crc = hasher.finalize();
         frame[..4].copy_from_slice(&crc.to_le_bytes());
         assert_eq!(frame[4..8], [3, 0, 0, 0xa0]);
-        assert_eq!(frame[8..16], [2, 1, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(frame[16..24], [0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(frame[8..12], [2, 1, 0, 0]);
+        assert_eq!(frame[12..20], [0, 1, 0, 0, 0, 0, 0, 0]);
         let good = |bytes: &[u8]| {
-            let header = FrameHeader::decode(bytes, Lsn(0x0102), bytes.len() as u64)?;
-            check_frame(&salted, &bytes[..header.frame_len()])?;
+            let header = FrameHeader::decode(bytes, AT, bytes.len() as u64)?;
+            check_frame(salt, AT, &bytes[..header.frame_len()])?;
             Ok::<_, BadFrame>(header)
         };
         assert_eq!(good(&frame), Ok(header));
@@ -328,7 +347,13 @@ mod tests {
         for len in 0..frame.len() {
             assert!(good(&frame[..len]).is_err(), "cut to {len}");
         }
-        assert!(check_frame(&salted_hasher(8), &frame).is_err(), "another database's frame");
+        assert!(check_frame(FrameSalt::new(8), AT, &frame).is_err(), "another database's frame");
+        let elsewhere = Lsn(AT.0 + (1 << 32));
+        assert!(
+            FrameHeader::decode(&frame, elsewhere, frame.len() as u64).is_ok(),
+            "the low half is the same"
+        );
+        assert!(check_frame(salt, elsewhere, &frame).is_err(), "4 GiB further on");
         assert_eq!(good(&[0; 40]), Err(BadFrame::Blank));
     }
 }

@@ -11,8 +11,8 @@ use crate::Lsn;
 use crate::blank::{file_name, file_number};
 use crate::error::{Error, Result};
 use crate::format::{
-    BadFrame, BadHeader, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, MARK, VERSION, check_frame,
-    salted_hasher, u64_at,
+    BadFrame, BadHeader, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, FrameSalt, MARK, VERSION,
+    check_frame, low_half, u32_at,
 };
 
 const PIECE: u64 = 1 << 20;
@@ -84,7 +84,7 @@ pub(crate) struct Rest {
 pub(crate) struct Reader {
     file: Arc<dyn File>,
     len: u64,
-    salted: crc32fast::Hasher,
+    salt: FrameSalt,
     buf: Vec<u8>,
     start: u64,
 }
@@ -92,7 +92,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub fn new(found: &Found, salt: u64) -> Self {
         let (file, len) = (found.file.clone(), found.len);
-        Self { file, len, salted: salted_hasher(salt), buf: Vec::new(), start: 0 }
+        Self { file, len, salt: FrameSalt::new(salt), buf: Vec::new(), start: 0 }
     }
 
     /// The `len` bytes at `offset`, fewer where the file ends before.
@@ -126,9 +126,9 @@ impl Reader {
             Ok(header) => header,
             Err(bad) => return Ok(Err(bad)),
         };
-        let salted = self.salted.clone();
+        let salt = self.salt;
         let frame = self.bytes(offset, header.frame_len() as u64)?;
-        Ok(check_frame(&salted, frame).map(|()| header))
+        Ok(check_frame(salt, lsn, frame).map(|()| header))
     }
 
     /// The payload of a frame at `offset`.
@@ -138,14 +138,15 @@ impl Reader {
 
     /// Searches for valid frames at or behind `offset`, in a file whose first Lsn is `first`.
     ///
-    /// A frame must carry the Lsn of its very position, so one comparison a byte finds the candidates.
+    /// A frame must carry the low half of the Lsn of its very position, so one comparison a byte finds the candidates.
     pub fn search(&mut self, first: Lsn, mut offset: u64) -> Result<Rest> {
         let mut rest = Rest::default();
         while offset + FRAME_HEADER as u64 <= self.len {
             let lsn_at = |offset: u64| first.0.wrapping_add(offset - FILE_HEADER as u64);
             let piece = self.some_bytes(offset)?;
             let last = piece.len() - FRAME_HEADER;
-            let hit = (0..=last).find(|at| u64_at(piece, at + 8) == lsn_at(offset + *at as u64));
+            let hit =
+                (0..=last).find(|at| u32_at(piece, at + 8) == low_half(Lsn(lsn_at(offset + *at as u64))));
             let Some(hit) = hit else {
                 offset += last as u64 + 1;
                 continue;

@@ -247,9 +247,9 @@ fn a_torn_tail_is_cut_wherever_the_bytes_end_or_turn() {
     drop(opened);
     let name = "log-0000000000000001";
     let whole = disk.contents(name).unwrap();
-    let end = 64 + 6 * 56;
+    let end = 64 + 6 * 52;
     for at in 64..end {
-        let left = (at - 64) / 56;
+        let left = (at - 64) / 52;
         for (what, bytes) in [
             ("cut", whole[..at].to_vec()),
             ("zero", [&whole[..at], &vec![0; whole.len() - at]].concat()),
