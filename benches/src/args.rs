@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::engine::EngineName;
+use crate::engine::{CommitDurability, EngineName};
 use crate::phases::PhaseName;
+use crate::record::KeyOrder;
 
 /// Compares betree with other engines, and checks what a killed process leaves.
 #[derive(Debug, Parser)]
@@ -79,6 +80,15 @@ pub struct CompareArgs {
     /// Seed of keys, values and the choice of what is read.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
+    /// Order of the keys in which records are inserted.
+    #[arg(long, value_enum, default_value_t)]
+    pub order: KeyOrder,
+    /// What a commit promises, for each engine alike.
+    #[arg(long, value_enum, default_value_t)]
+    pub durability: CommitDurability,
+    /// How often the phase overwrite writes every record anew.
+    #[arg(long, default_value_t = 1)]
+    pub rounds: u64,
     /// Threads of the phase get-threads.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub threads: u64,

@@ -47,6 +47,7 @@ pub fn run(args: &CompareArgs) -> Result<bool> {
         memory: args.memory,
         max_seconds: args.max_seconds,
         seed: args.seed,
+        order: args.order,
         limited: Err("no limit was asked for".into()),
         notes: Vec::new(),
         runs: Vec::new(),
@@ -253,9 +254,13 @@ impl Stage<'_> {
             present,
             records: args.records,
             batch,
+            rounds: args.rounds,
+            order: args.order,
+            durability: args.durability,
             operations: if phase == PhaseName::Scan { args.reads.div_ceil(10) } else { args.reads },
             max_seconds: match phase {
-                PhaseName::Load => args.max_seconds,
+                PhaseName::Load | PhaseName::Overwrite => args.max_seconds,
+                PhaseName::Delete | PhaseName::PutDelete => 0,
                 PhaseName::Complete | PhaseName::FullScan | PhaseName::Verify => 0,
                 _ => args.read_seconds,
             },
@@ -357,7 +362,9 @@ fn progress_bar(spec: &RunSpec) -> ProgressBar {
     let total = match spec.phase {
         PhaseName::Load => spec.records,
         PhaseName::Complete => spec.records.saturating_sub(spec.present),
-        PhaseName::FullScan | PhaseName::Verify => spec.present,
+        PhaseName::FullScan | PhaseName::Verify | PhaseName::PutDelete => spec.present,
+        PhaseName::Overwrite => spec.present * spec.rounds,
+        PhaseName::Delete => spec.present.div_ceil(2),
         _ => spec.operations,
     };
     let bar = ProgressBar::new(total);

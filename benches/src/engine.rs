@@ -121,6 +121,17 @@ pub enum Purpose {
     Scans,
 }
 
+/// What a commit promises when it returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum CommitDurability {
+    /// It does not wait for the device.
+    #[default]
+    Buffered,
+    /// It survives power loss.
+    Sync,
+}
+
 /// How to open a database.
 #[derive(Debug, Clone, Copy)]
 pub struct Setup<'a> {
@@ -134,6 +145,8 @@ pub struct Setup<'a> {
     pub threads: usize,
     /// The budget of betree's options, if not the usual share.
     pub betree_memory: Option<u64>,
+    /// What a commit promises.
+    pub durability: CommitDurability,
 }
 
 /// An open database.
@@ -170,11 +183,17 @@ pub type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
 
 /// One thread's handle.
 pub trait Session {
-    /// Writes the records in one commit, with the buffered durability that the configuration states.
+    /// Writes the records in one commit, with the durability that the configuration states.
     ///
     /// # Errors
     /// What the engine says.
     fn insert(&mut self, batch: &Batch) -> Result<()>;
+
+    /// Deletes the keys in one commit.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn delete(&mut self, keys: &[Key]) -> Result<()>;
 
     /// Calls `visit` with the value if the key is there, and says whether it was.
     ///
@@ -201,6 +220,14 @@ pub trait Session {
 /// The given percentage of the memory limit.
 pub(crate) fn share(memory: u64, percent: u64) -> u64 {
     memory / 100 * percent
+}
+
+/// What the configuration's words say of commits: `buffered` unless each is synced.
+pub(crate) fn promise(durability: CommitDurability, buffered: &'static str) -> &'static str {
+    match durability {
+        CommitDurability::Buffered => buffered,
+        CommitDurability::Sync => "every commit synced (survives power loss)",
+    }
 }
 
 /// Bytes in MiB, for the configuration's words.

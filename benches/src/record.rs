@@ -5,6 +5,8 @@
 //! from `n` on are keys that are absent after a load of `n` records, spread over the same range as the present ones.
 //! Called by every phase, by the kill test and by the Criterion benches; takes no locks.
 
+use serde::{Deserialize, Serialize};
+
 /// Length of a key.
 pub const KEY_LEN: usize = 16;
 /// A key.
@@ -82,17 +84,36 @@ impl Random {
     }
 }
 
+/// In which order of their keys records are numbered, and so inserted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum KeyOrder {
+    /// In none.
+    #[default]
+    Random,
+    /// Each key above all before it.
+    Ascending,
+    /// Each key below all before it.
+    Descending,
+}
+
 /// Derives keys and values for a seed and a length of values.
 #[derive(Debug, Clone, Copy)]
 pub struct Records {
     seed: u64,
     value_len: usize,
+    order: KeyOrder,
 }
 
 impl Records {
     /// Records with values of `value_len` bytes.
     pub fn new(seed: u64, value_len: usize) -> Self {
-        Records { seed: mix(seed.wrapping_add(GOLDEN)), value_len }
+        Records { seed: mix(seed.wrapping_add(GOLDEN)), value_len, order: KeyOrder::Random }
+    }
+
+    /// The same with keys in another order.
+    pub fn in_order(self, order: KeyOrder) -> Self {
+        Records { order, ..self }
     }
 
     /// Length of every value.
@@ -123,12 +144,20 @@ impl Records {
 
     /// Where record `number` comes in key order: keys are ordered as these numbers are.
     pub fn rank(&self, number: u64) -> u64 {
-        mix(number ^ self.seed)
+        match self.order {
+            KeyOrder::Random => mix(number ^ self.seed),
+            KeyOrder::Ascending => number,
+            KeyOrder::Descending => !number,
+        }
     }
 
     /// The record number with this [`Records::rank`].
     pub fn number_of_rank(&self, rank: u64) -> u64 {
-        unmix(rank) ^ self.seed
+        match self.order {
+            KeyOrder::Random => unmix(rank) ^ self.seed,
+            KeyOrder::Ascending => rank,
+            KeyOrder::Descending => !rank,
+        }
     }
 
     fn tail(&self, head: u64) -> u64 {
@@ -348,6 +377,17 @@ mod tests {
             value[byte] ^= 0x10;
         }
         assert!(!records.value_matches(77, &value[..99]));
+    }
+
+    #[test]
+    fn records_come_in_the_order_asked_for_and_are_known_by_their_keys() {
+        for (order, rising) in [(KeyOrder::Ascending, true), (KeyOrder::Descending, false)] {
+            let records = Records::new(3, 100).in_order(order);
+            for n in 0..1000 {
+                assert_eq!(records.number(&records.key(n)), Some(n));
+                assert_eq!(records.key(n) < records.key(n + 1), rising);
+            }
+        }
     }
 
     #[test]

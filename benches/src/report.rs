@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::engine::EngineName;
 use crate::host::{Host, package_version};
 use crate::phases::{PhaseName, PhaseResult};
-use crate::record::KEY_LEN;
+use crate::record::{KEY_LEN, KeyOrder};
 use crate::series;
 
 /// Everything a comparison found.
@@ -25,6 +25,8 @@ pub struct Comparison {
     pub max_seconds: u64,
     /// The seed.
     pub seed: u64,
+    /// Order of the keys.
+    pub order: KeyOrder,
     /// Whether the memory limit was in force, or why not.
     pub limited: Result<(), String>,
     /// More to know.
@@ -75,8 +77,8 @@ impl EngineRun {
 /// A row of the table: its title and how a cell is found.
 type Row = (&'static str, fn(&Comparison, &EngineRun) -> Option<String>);
 
-const ROWS: [Row; 31] = [
-    ("**random insert**: records per commit", |_, r| load(r).map(|p| p.batch.to_string())),
+const ROWS: [Row; 40] = [
+    ("**insert**: records per commit", |_, r| load(r).map(|p| p.batch.to_string())),
     ("records inserted", |_, r| {
         load(r)
             .map(|p| format!("{}{}", count(p.operations as f64), if p.stopped { " (stopped)" } else { "" }))
@@ -143,6 +145,15 @@ const ROWS: [Row; 31] = [
     ("YCSB A p99 / longest", |_, r| {
         r.phase(PhaseName::YcsbA).map(|p| format!("{} / {}", time(p.latency.p99_ns), time(p.latency.max_ns)))
     }),
+    ("**overwrites** /s", |_, r| rate(r, PhaseName::Overwrite)),
+    ("overwrite p99.9 / longest", |_, r| tail(r, PhaseName::Overwrite)),
+    ("overwrites: bytes written per byte, device", |c, r| written(c, r, PhaseName::Overwrite)),
+    ("space per byte of live records, after overwrites", |c, r| space(c, r, PhaseName::Overwrite)),
+    ("**deletes** /s", |_, r| rate(r, PhaseName::Delete)),
+    ("space per byte of live records, after deletes", |c, r| space(c, r, PhaseName::Delete)),
+    ("**half puts, half deletes** /s", |_, r| rate(r, PhaseName::PutDelete)),
+    ("put or delete p99.9 / longest", |_, r| tail(r, PhaseName::PutDelete)),
+    ("space per byte of live records, after puts and deletes", |c, r| space(c, r, PhaseName::PutDelete)),
     ("failed", |_, r| r.error.clone().map(|e| e.replace('|', "/").replace('\n', " "))),
 ];
 
@@ -162,9 +173,14 @@ fn describe(text: &mut String, c: &Comparison) {
         Ok(()) => format!("heap and page cache together limited to {} by a control group", bytes(c.memory)),
         Err(_) => "memory **not limited**".into(),
     };
+    let order = match c.order {
+        KeyOrder::Random => "random",
+        KeyOrder::Ascending => "ascending",
+        KeyOrder::Descending => "descending",
+    };
     let _ = writeln!(
         text,
-        "{} records of {KEY_LEN} + {} bytes ({gib:.2} GiB) in random order, {limit}, seed {}. A load is stopped after {} s, and its \
+        "{} records of {KEY_LEN} + {} bytes ({gib:.2} GiB) in {order} order, {limit}, seed {}. A load is stopped after {} s, and its \
          average up to then counts. Each phase is a process of its own, and finds an empty page cache unless noted otherwise.\n",
         count(c.records as f64),
         c.value_bytes,
@@ -210,11 +226,8 @@ fn ratios(text: &mut String, c: &Comparison) {
         && let Some((peer, theirs)) = best(EngineName::is_btree)
         && theirs > 0.0
     {
-        let _ = writeln!(
-            text,
-            "Random inserts: betree {:.1} × {peer}, the fastest of the B-trees.\n",
-            ours / theirs
-        );
+        let _ =
+            writeln!(text, "Inserts: betree {:.1} × {peer}, the fastest of the B-trees.\n", ours / theirs);
     }
 }
 
@@ -241,6 +254,19 @@ fn configurations(text: &mut String, c: &Comparison) {
 
 fn load(run: &EngineRun) -> Option<&PhaseResult> {
     run.phase(PhaseName::Load)
+}
+
+fn tail(run: &EngineRun, phase: PhaseName) -> Option<String> {
+    run.phase(phase).map(|p| format!("{} / {}", time(p.latency.p999_ns), time(p.latency.max_ns)))
+}
+
+fn written(c: &Comparison, run: &EngineRun, phase: PhaseName) -> Option<String> {
+    run.phase(phase)?.write_amplification(c.record_len()).0.map(|x| format!("{x:.2}"))
+}
+
+fn space(c: &Comparison, run: &EngineRun, phase: PhaseName) -> Option<String> {
+    let p = run.phase(phase)?;
+    Some(format!("{:.2}", p.space_bytes? as f64 / (p.present * c.record_len()).max(1) as f64))
 }
 
 fn rate(run: &EngineRun, phase: PhaseName) -> Option<String> {
@@ -359,6 +385,7 @@ pub(crate) mod tests {
             memory: 512 << 20,
             max_seconds: 20,
             seed: 1,
+            order: KeyOrder::Random,
             limited: Ok(()),
             notes: vec!["A note.".into()],
             runs: vec![betree, redb, lmdb],

@@ -11,12 +11,13 @@
 //!    unused extents, which are free by not being reachable, and log records that replay skips by their Seqno.
 //!
 //! Invariants: `log.covers_checkpoint` (every message that is in no tree of the checkpoint, and was logged, is in the log above
-//! `log_start`), `checkpoint.holds_its_extents`.
+//! `log_start`), `log.reaches_checkpoint` (the log was durable up to `log_end`, so a log that ends before is damaged:
+//! its torn tail would be no prefix beside trees that hold later messages of other keyspaces), `checkpoint.holds_its_extents`.
 //!
 //! ```text
 //! superblock payload := pointer to the catalog (as to a node), or nothing before the first checkpoint
 //! catalog page: 0 u32 checksum | 4 u8 page type = 4 | 5 3 bytes zero | 8 u32 body length | 12 4 bytes zero | 16 body | zeros
-//! body     := log_start | next Seqno | next keyspace id | count | keyspace*     (varints)
+//! body     := log_start | log_end | next Seqno | next keyspace id | count | keyspace*     (varints)
 //! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
 //! ```
 
@@ -62,6 +63,8 @@ pub(crate) struct CatalogEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub log_start: Lsn,
+    /// The log was durable up to here.
+    pub log_end: Lsn,
     pub next: Seqno,
     pub next_id: u32,
     pub entries: Vec<CatalogEntry>,
@@ -72,6 +75,7 @@ impl Catalog {
         let mut out = vec![0; HEADER];
         out[4] = TYPE_CATALOG;
         put_varint(&mut out, self.log_start.0);
+        put_varint(&mut out, self.log_end.0);
         put_varint(&mut out, self.next.0);
         put_varint(&mut out, u64::from(self.next_id));
         put_varint(&mut out, self.entries.len() as u64);
@@ -98,6 +102,7 @@ impl Catalog {
         let input = &mut input;
         let mut catalog = Catalog {
             log_start: Lsn(get_varint(input)?),
+            log_end: Lsn(get_varint(input)?),
             next: Seqno(get_varint(input)?),
             next_id: u32::try_from(get_varint(input)?).ok()?,
             entries: Vec::new(),
@@ -175,6 +180,7 @@ impl Shared {
             let commit = self.commit.lock();
             log_end = self.wal.end();
             catalog.log_start = log_end;
+            catalog.log_end = log_end;
             catalog.next = commit.next;
             let keyspaces = self.keyspaces.read();
             catalog.next_id = keyspaces.next_id;

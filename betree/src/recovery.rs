@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use betree_pager::Pager;
 use betree_storage::{Backend, DiskStorage, Storage};
-use betree_wal::{Lsn, Wal};
+use betree_wal::{Lsn, Start, Wal};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::checkpoint::{Catalog, Durable};
@@ -105,6 +105,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     let mut keyspaces = Keyspaces { next_id: 1, ..Keyspaces::default() };
     let mut durable = Durable::default();
     let mut next = Seqno(1);
+    let mut log_end = Lsn(0);
     if let Some(superblock) = superblock {
         let (catalog, extent) = Catalog::read(&pager, &superblock.payload)?;
         let mut reader = NodeReader::new(&pager);
@@ -140,6 +141,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         next = catalog.next;
         durable.catalog = Some(extent);
         durable.log_start = catalog.log_start;
+        log_end = catalog.log_end;
         pager.finish_recovery();
     }
 
@@ -148,9 +150,9 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         spare_files: 2,
         salt: (pager.uuid() >> 64) as u64 ^ pager.uuid() as u64,
     };
-    let log_start = durable.log_start;
+    let start = Start { from: durable.log_start, durable: log_end };
     let by_id = &keyspaces.by_id;
-    let (wal, appender, _) = Wal::open(storage.clone(), wal_options, log_start, &mut |lsn, record| {
+    let (wal, appender, _) = Wal::open(storage.clone(), wal_options, start, &mut |lsn, record| {
         let last = replay(by_id, lsn, record, memtable_bytes)?;
         next = next.max(Seqno(last.0 + 1));
         Ok(())

@@ -111,6 +111,21 @@ fn a_flipped_bit_anywhere_is_found_or_harmless() {
     }
 }
 
+#[test]
+fn damage_to_the_last_records_before_a_checkpoint_is_not_a_torn_tail() {
+    // No frame after them says that they were durable; the catalog does. Taken for a torn tail, they would leave trees with
+    // later messages than the memtables, which is no prefix.
+    let victim = held(Victim::new(7_531_429_130_731, 60));
+    held(victim.flip("log-0000000000000001", 12_091, 2, &mut Summary::default()));
+    for seed in [7_531_429_130_731, 3, 4] {
+        let victim = held(Victim::new(seed, 60));
+        let log: Vec<_> = victim.places().into_iter().filter(|(file, _)| file.starts_with("log")).collect();
+        for (file, offset) in log.iter().step_by(13) {
+            held(victim.flip(file, *offset, (offset % 8) as u8, &mut Summary::default()));
+        }
+    }
+}
+
 /// What must be there if exactly the batches up to `last` were applied.
 fn check_acknowledged(path: &std::path::Path, acknowledged: u64) -> u64 {
     let db = betree::Db::builder().memory(4 << 20).open(path).unwrap();

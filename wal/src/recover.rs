@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{Blank, LiveFile, Shared, Spare};
 use crate::format::{BadFrame, FILE_HEADER, FileHeader, FrameHeader, Kind};
 use crate::reader::{Found, Reader, survey};
-use crate::{Lsn, MAX_RECORD, Options, ReplayResult, Wal};
+use crate::{Lsn, MAX_RECORD, Options, ReplayResult, Start, Wal};
 
 /// What an open found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,7 +47,7 @@ struct Chain {
 pub(crate) fn open(
     storage: Arc<dyn Storage>,
     options: Options,
-    from: Lsn,
+    Start { from, durable }: Start,
     replay: &mut dyn FnMut(Lsn, &[u8]) -> ReplayResult,
 ) -> Result<(Wal, Appender, Replayed)> {
     let found = survey(&*storage, Some(options.salt))?;
@@ -57,7 +57,7 @@ pub(crate) fn open(
         let (wal, appender) = begin(storage, options, from, &found, 0)?;
         return Ok((wal, appender, Replayed { end: from, ..Replayed::default() }));
     };
-    let mut scan = Scan { found: &found, start, salt: options.salt, replayed: Replayed::default() };
+    let mut scan = Scan { found: &found, start, salt: options.salt, durable, replayed: Replayed::default() };
     let (tail, reader) = scan.replay(from, replay)?;
     let mut replayed = scan.replayed;
     replayed.end = tail.lsn;
@@ -113,6 +113,8 @@ struct Scan<'a> {
     found: &'a [Found],
     start: usize,
     salt: u64,
+    /// What the caller knows to be durable.
+    durable: Lsn,
     replayed: Replayed,
 }
 
@@ -228,7 +230,7 @@ impl Scan<'_> {
     /// The log ends at `end` because of `bad` at `stop`: fails if a mark anywhere behind says that more was durable.
     fn require_torn(&self, end: Place, stop: Place, bad: BadFrame, reader: &mut Reader) -> Result<()> {
         let headers = self.found.iter().filter_map(|found| found.header.ok());
-        let mut durable = headers.map(|header| header.durable).max().unwrap_or_default();
+        let mut durable = headers.map(|header| header.durable).fold(self.durable, Lsn::max);
         durable = durable.max(reader.search(self.first(stop.index), stop.offset)?.mark);
         let mut headless = None;
         for (index, later) in self.found.iter().enumerate().skip(stop.index + 1) {

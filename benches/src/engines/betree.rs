@@ -1,10 +1,10 @@
-//! betree: one keyspace, `Durability::Buffered`. A batch of one record goes through `Keyspace::insert`, as a user would
+//! betree: one keyspace. A batch of one record goes through `Keyspace::insert`, as a user would
 //! write it; larger ones through a `WriteBatch` whose memory is used again.
 
 use anyhow::Result;
 use betree::{Db, Durability, Keyspace, WriteBatch};
 
-use crate::engine::{Engine, RowVisitor, Session, Setup, mib, share};
+use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
 
 /// Share of the limit for the database's budget; the rest is for mapped log files, the program and the allocator.
@@ -14,21 +14,33 @@ struct Betree {
     db: Db,
     records: Keyspace,
     budget: u64,
+    durability: CommitDurability,
 }
 
 pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
     let budget = setup.betree_memory.unwrap_or_else(|| share(setup.memory, BUDGET_PERCENT));
-    let db = Db::builder().memory(budget as usize).durability(Durability::Buffered).open(setup.dir)?;
+    let db =
+        Db::builder().memory(budget as usize).durability(durability_of(setup.durability)).open(setup.dir)?;
     let records = db.keyspace("records")?;
-    Ok(Box::new(Betree { db, records, budget }))
+    Ok(Box::new(Betree { db, records, budget, durability: setup.durability }))
+}
+
+fn durability_of(durability: CommitDurability) -> Durability {
+    match durability {
+        CommitDurability::Buffered => Durability::Buffered,
+        CommitDurability::Sync => Durability::Sync,
+    }
 }
 
 impl Engine for Betree {
     fn configuration(&self) -> String {
         format!(
-            "budget {}, otherwise defaults; Durability::Buffered: survives a killed process when the call returns, \
-             synced in the background every second",
-            mib(self.budget)
+            "budget {}, otherwise defaults; {}",
+            mib(self.budget),
+            promise(
+                self.durability,
+                "Durability::Buffered: survives a killed process when the call returns, synced in the background every second"
+            )
         )
     }
 
@@ -68,7 +80,18 @@ impl Session for BetreeSession<'_> {
         for (key, value) in batch.iter() {
             self.batch.insert(records, key, value)?;
         }
-        Ok(self.engine.db.write_with(&mut self.batch, Durability::Buffered)?)
+        Ok(self.engine.db.write_with(&mut self.batch, durability_of(self.engine.durability))?)
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        let records = &self.engine.records;
+        if let [key] = keys {
+            return Ok(records.remove(key)?);
+        }
+        for key in keys {
+            self.batch.remove(records, key)?;
+        }
+        Ok(self.engine.db.write_with(&mut self.batch, durability_of(self.engine.durability))?)
     }
 
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {

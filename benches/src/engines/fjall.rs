@@ -3,7 +3,7 @@
 use anyhow::Result;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
-use crate::engine::{Engine, RowVisitor, Session, Setup, mib, share};
+use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
 
 const CACHE_PERCENT: u64 = 45;
@@ -16,6 +16,7 @@ struct Fjall {
     records: Keyspace,
     cache: u64,
     memtable: u64,
+    durability: CommitDurability,
 }
 
 pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
@@ -28,15 +29,16 @@ pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
         .max_journaling_size(share(setup.memory, JOURNAL_PERCENT).max(64 << 20))
         .open()?;
     let records = db.keyspace("records", || KeyspaceCreateOptions::default().max_memtable_size(memtable))?;
-    Ok(Box::new(Fjall { db, records, cache, memtable }))
+    Ok(Box::new(Fjall { db, records, cache, memtable, durability: setup.durability }))
 }
 
 impl Engine for Fjall {
     fn configuration(&self) -> String {
         format!(
-            "cache {}, memtable {}, {WORKERS} workers, no compression, journal in the system's buffers (survives a killed process)",
+            "cache {}, memtable {}, {WORKERS} workers, no compression, {}",
             mib(self.cache),
-            mib(self.memtable)
+            mib(self.memtable),
+            promise(self.durability, "journal in the system's buffers (survives a killed process)")
         )
     }
 
@@ -58,6 +60,16 @@ struct FjallSession<'a> {
     engine: &'a Fjall,
 }
 
+impl FjallSession<'_> {
+    /// What a commit owes beside its own call.
+    fn persist(&self) -> Result<()> {
+        match self.engine.durability {
+            CommitDurability::Buffered => Ok(()),
+            CommitDurability::Sync => Ok(self.engine.db.persist(PersistMode::SyncData)?),
+        }
+    }
+}
+
 impl Session for FjallSession<'_> {
     fn insert(&mut self, batch: &Batch) -> Result<()> {
         let Fjall { db, records, .. } = self.engine;
@@ -65,13 +77,28 @@ impl Session for FjallSession<'_> {
             for (key, value) in batch.iter() {
                 records.insert(key.as_slice(), value)?;
             }
-            return Ok(());
+            return self.persist();
         }
         let mut write = db.batch();
         for (key, value) in batch.iter() {
             write.insert(records, key.as_slice(), value);
         }
-        Ok(write.commit()?)
+        write.commit()?;
+        self.persist()
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        let Fjall { db, records, .. } = self.engine;
+        if let [key] = keys {
+            records.remove(key.as_slice())?;
+            return self.persist();
+        }
+        let mut write = db.batch();
+        for key in keys {
+            write.remove(records, key.as_slice());
+        }
+        write.commit()?;
+        self.persist()
     }
 
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {

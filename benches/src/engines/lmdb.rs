@@ -5,7 +5,7 @@ use anyhow::{Result, anyhow};
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls};
 
-use crate::engine::{Engine, Purpose, RowVisitor, Session, Setup};
+use crate::engine::{CommitDurability, Engine, Purpose, RowVisitor, Session, Setup, promise};
 use crate::record::{Batch, Key};
 
 const MAP_BYTES: usize = 64 << 30;
@@ -14,11 +14,15 @@ struct Lmdb {
     env: Env<WithoutTls>,
     records: Database<Bytes, Bytes>,
     read_ahead: bool,
+    durability: CommitDurability,
 }
 
 pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
     let read_ahead = setup.purpose == Purpose::Scans;
-    let mut flags = EnvFlags::NO_SYNC;
+    let mut flags = EnvFlags::empty();
+    if setup.durability == CommitDurability::Buffered {
+        flags |= EnvFlags::NO_SYNC;
+    }
     if !read_ahead {
         flags |= EnvFlags::NO_READ_AHEAD;
     }
@@ -33,18 +37,19 @@ pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
     let mut create = env.write_txn()?;
     let records = env.create_database(&mut create, None)?;
     create.commit()?;
-    Ok(Box::new(Lmdb { env, records, read_ahead }))
+    Ok(Box::new(Lmdb { env, records, read_ahead, durability: setup.durability }))
 }
 
 impl Engine for Lmdb {
     fn configuration(&self) -> String {
         let version = heed::lmdb_version();
         format!(
-            "liblmdb {}.{}.{}, map {} GiB, NOSYNC (survives a killed process), {}read-ahead, all memory as page cache",
+            "liblmdb {}.{}.{}, map {} GiB, {}, {}read-ahead, all memory as page cache",
             version.major,
             version.minor,
             version.patch,
             MAP_BYTES >> 30,
+            promise(self.durability, "NOSYNC (survives a killed process)"),
             if self.read_ahead { "" } else { "no " }
         )
     }
@@ -85,6 +90,15 @@ impl Session for LmdbSession<'_> {
         let mut write = self.engine.env.write_txn()?;
         for (key, value) in batch.iter() {
             self.engine.records.put(&mut write, key.as_slice(), value)?;
+        }
+        Ok(write.commit()?)
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        self.reader = None;
+        let mut write = self.engine.env.write_txn()?;
+        for key in keys {
+            self.engine.records.delete(&mut write, key.as_slice())?;
         }
         Ok(write.commit()?)
     }

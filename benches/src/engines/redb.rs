@@ -8,9 +8,9 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
-use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition};
+use redb::{Database, Durability, ReadOnlyTable, ReadableDatabase, TableDefinition, WriteTransaction};
 
-use crate::engine::{Engine, RowVisitor, Session, Setup, mib, share};
+use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
 
 const TABLE: TableDefinition<'static, &[u8], &[u8]> = TableDefinition::new("records");
@@ -20,6 +20,7 @@ const IMMEDIATE_EVERY: Duration = Duration::from_secs(1);
 struct Redb {
     db: Database,
     cache: u64,
+    durability: CommitDurability,
     last_immediate: Mutex<Instant>,
 }
 
@@ -31,14 +32,18 @@ pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
     create.set_durability(Durability::None)?;
     create.open_table(TABLE)?;
     create.commit()?;
-    Ok(Box::new(Redb { db, cache, last_immediate: Mutex::new(Instant::now()) }))
+    Ok(Box::new(Redb { db, cache, durability: setup.durability, last_immediate: Mutex::new(Instant::now()) }))
 }
 
 impl Engine for Redb {
     fn configuration(&self) -> String {
         format!(
-            "cache {}, Durability::None (lost with the process) and an Immediate commit each second",
-            mib(self.cache)
+            "cache {}, {}",
+            mib(self.cache),
+            promise(
+                self.durability,
+                "Durability::None (lost with the process) and an Immediate commit each second"
+            )
         )
     }
 
@@ -73,23 +78,39 @@ impl RedbSession<'_> {
     }
 }
 
-impl Session for RedbSession<'_> {
-    fn insert(&mut self, batch: &Batch) -> Result<()> {
+impl RedbSession<'_> {
+    fn begin_write(&mut self) -> Result<WriteTransaction> {
         self.reader = None;
         let mut write = self.engine.db.begin_write()?;
-        {
-            // The writer's lock of redb is held here, so this lock is never waited for.
-            let mut last = self.engine.last_immediate.lock().map_err(|_| anyhow!("a writer panicked"))?;
-            let immediate = last.elapsed() >= IMMEDIATE_EVERY;
-            write.set_durability(if immediate { Durability::Immediate } else { Durability::None })?;
-            if immediate {
-                *last = Instant::now();
-            }
+        // The writer's lock of redb is held here, so this lock is never waited for.
+        let mut last = self.engine.last_immediate.lock().map_err(|_| anyhow!("a writer panicked"))?;
+        let immediate = self.engine.durability == CommitDurability::Sync || last.elapsed() >= IMMEDIATE_EVERY;
+        write.set_durability(if immediate { Durability::Immediate } else { Durability::None })?;
+        if immediate {
+            *last = Instant::now();
         }
+        Ok(write)
+    }
+}
+
+impl Session for RedbSession<'_> {
+    fn insert(&mut self, batch: &Batch) -> Result<()> {
+        let write = self.begin_write()?;
         {
             let mut table = write.open_table(TABLE)?;
             for (key, value) in batch.iter() {
                 table.insert(key.as_slice(), value)?;
+            }
+        }
+        Ok(write.commit()?)
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        let write = self.begin_write()?;
+        {
+            let mut table = write.open_table(TABLE)?;
+            for key in keys {
+                table.remove(key.as_slice())?;
             }
         }
         Ok(write.commit()?)

@@ -3,10 +3,10 @@
 use anyhow::Result;
 use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType, Options, ReadOptions, WriteBatch,
-    WriteBufferManager,
+    WriteBufferManager, WriteOptions,
 };
 
-use crate::engine::{Engine, RowVisitor, Session, Setup, mib, share};
+use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
 
 const CACHE_PERCENT: u64 = 62;
@@ -18,6 +18,7 @@ struct RocksDb {
     db: DB,
     cache: u64,
     memtable: u64,
+    durability: CommitDurability,
 }
 
 pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
@@ -48,21 +49,24 @@ pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
     options.set_use_direct_reads(true);
     options.set_use_direct_io_for_flush_and_compaction(true);
     let db = DB::open(&options, setup.dir)?;
-    Ok(Box::new(RocksDb { db, cache: cache_bytes, memtable }))
+    Ok(Box::new(RocksDb { db, cache: cache_bytes, memtable, durability: setup.durability }))
 }
 
 impl Engine for RocksDb {
     fn configuration(&self) -> String {
         format!(
             "cache {} for blocks, indexes, filters and memtables, memtable {} × {MEMTABLES}, blocks of 4 KiB, Bloom 10 bits, \
-             levelled, no compression, {JOBS} jobs, direct I/O, log in the system's buffers (survives a killed process)",
+             levelled, no compression, {JOBS} jobs, direct I/O, {}",
             mib(self.cache),
-            mib(self.memtable)
+            mib(self.memtable),
+            promise(self.durability, "log in the system's buffers (survives a killed process)")
         )
     }
 
     fn session(&self) -> Result<Box<dyn Session + '_>> {
-        Ok(Box::new(RocksSession { engine: self }))
+        let mut write_options = WriteOptions::default();
+        write_options.set_sync(self.durability == CommitDurability::Sync);
+        Ok(Box::new(RocksSession { engine: self, write_options }))
     }
 
     fn sync(&self) -> Result<()> {
@@ -77,6 +81,7 @@ impl Engine for RocksDb {
 
 struct RocksSession<'a> {
     engine: &'a RocksDb,
+    write_options: WriteOptions,
 }
 
 impl Session for RocksSession<'_> {
@@ -84,7 +89,7 @@ impl Session for RocksSession<'_> {
         let db = &self.engine.db;
         if batch.len() == 1 {
             for (key, value) in batch.iter() {
-                db.put(key, value)?;
+                db.put_opt(key, value, &self.write_options)?;
             }
             return Ok(());
         }
@@ -92,7 +97,19 @@ impl Session for RocksSession<'_> {
         for (key, value) in batch.iter() {
             write.put(key, value);
         }
-        Ok(db.write(write)?)
+        Ok(db.write_opt(write, &self.write_options)?)
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        let db = &self.engine.db;
+        if let [key] = keys {
+            return Ok(db.delete_opt(key, &self.write_options)?);
+        }
+        let mut write = WriteBatch::default();
+        for key in keys {
+            write.delete(key);
+        }
+        Ok(db.write_opt(write, &self.write_options)?)
     }
 
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {

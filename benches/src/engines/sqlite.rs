@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use rusqlite::{CachedStatement, Connection, OptionalExtension, params};
 
-use crate::engine::{Engine, RowVisitor, Session, Setup, mib, share};
+use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
 
 const CACHE_PERCENT: u64 = 50;
@@ -20,6 +20,7 @@ const CHECKPOINT_PAGES: u32 = 16_384;
 struct Sqlite {
     path: PathBuf,
     cache: u64,
+    durability: CommitDurability,
     /// Used for syncing and closing only; a connection is not shared by threads.
     main: Mutex<Connection>,
 }
@@ -28,18 +29,19 @@ pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
     let path = setup.dir.join("data.sqlite");
     let cache = share(setup.memory, CACHE_PERCENT) / setup.threads.max(1) as u64;
     // The main connection reads nothing, so it needs no cache of its own beside the sessions'.
-    let main = connect(&path, 1 << 20)?;
+    let main = connect(&path, 1 << 20, setup.durability)?;
     main.execute_batch(
         "CREATE TABLE IF NOT EXISTS records (k BLOB NOT NULL PRIMARY KEY, v BLOB NOT NULL) WITHOUT ROWID",
     )?;
-    Ok(Box::new(Sqlite { path, cache, main: Mutex::new(main) }))
+    Ok(Box::new(Sqlite { path, cache, durability: setup.durability, main: Mutex::new(main) }))
 }
 
-fn connect(path: &Path, cache: u64) -> Result<Connection> {
+fn connect(path: &Path, cache: u64, durability: CommitDurability) -> Result<Connection> {
     let connection = Connection::open(path)?;
     connection.busy_timeout(Duration::from_secs(60))?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")?;
+    let synchronous = if durability == CommitDurability::Sync { "FULL" } else { "NORMAL" };
+    connection.pragma_update(None, "synchronous", synchronous)?;
     connection.pragma_update(None, "mmap_size", 0)?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
     // Negative: in KiB instead of pages.
@@ -50,16 +52,17 @@ fn connect(path: &Path, cache: u64) -> Result<Connection> {
 impl Engine for Sqlite {
     fn configuration(&self) -> String {
         format!(
-            "SQLite {}, WITHOUT ROWID, WAL with synchronous NORMAL (survives a killed process), cache {} per connection, pages of 4 KiB, \
+            "SQLite {}, WITHOUT ROWID, WAL, {}, cache {} per connection, pages of 4 KiB, \
              checkpoint at {} MiB of log, no memory map",
             rusqlite::version(),
+            promise(self.durability, "synchronous NORMAL (survives a killed process)"),
             mib(self.cache),
             CHECKPOINT_PAGES / 256
         )
     }
 
     fn session(&self) -> Result<Box<dyn Session + '_>> {
-        let connection = connect(&self.path, self.cache)?;
+        let connection = connect(&self.path, self.cache, self.durability)?;
         Ok(Box::new(SqliteSession { connection, reading: false }))
     }
 
@@ -110,6 +113,20 @@ impl Session for SqliteSession {
             let mut insert = self.statement("INSERT OR REPLACE INTO records (k, v) VALUES (?1, ?2)")?;
             for (key, value) in batch.iter() {
                 insert.execute(params![key.as_slice(), value])?;
+            }
+        }
+        self.run("COMMIT")
+    }
+
+    fn delete(&mut self, keys: &[Key]) -> Result<()> {
+        if std::mem::take(&mut self.reading) {
+            self.run("COMMIT")?;
+        }
+        self.run("BEGIN IMMEDIATE")?;
+        {
+            let mut delete = self.statement("DELETE FROM records WHERE k = ?1")?;
+            for key in keys {
+                delete.execute(params![key.as_slice()])?;
             }
         }
         self.run("COMMIT")

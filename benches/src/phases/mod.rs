@@ -5,6 +5,7 @@
 //! Invariant `phase.verified`: whatever an engine returns is compared byte for byte with what was written; a phase with one wrong
 //! record has failed.
 
+mod churn;
 mod load;
 mod reads;
 mod runner;
@@ -18,11 +19,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{EngineName, Purpose, Setup};
+use crate::engine::{CommitDurability, EngineName, Purpose, Setup};
 use crate::latency::LatencySummary;
 use crate::limit;
 use crate::meter::{Counters, Meter, resident_bytes, space_bytes};
-use crate::record::Records;
+use crate::record::{KeyOrder, Records};
 use crate::series::Point;
 
 /// Keys of one call in the phase multi-get.
@@ -58,10 +59,16 @@ pub enum PhaseName {
     FullScan,
     /// Half reads, half updates, with Zipf's frequencies.
     YcsbA,
+    /// Every record is written anew, as many times as asked for.
+    Overwrite,
+    /// Half of the records are deleted, in random order.
+    Delete,
+    /// Half puts of new records, half deletes of them.
+    PutDelete,
 }
 
 impl PhaseName {
-    const ALL: [PhaseName; 11] = [
+    const ALL: [PhaseName; 14] = [
         PhaseName::Load,
         PhaseName::Complete,
         PhaseName::Verify,
@@ -73,6 +80,9 @@ impl PhaseName {
         PhaseName::Scan,
         PhaseName::FullScan,
         PhaseName::YcsbA,
+        PhaseName::Overwrite,
+        PhaseName::Delete,
+        PhaseName::PutDelete,
     ];
 
     /// The name used on the command line.
@@ -89,7 +99,15 @@ impl PhaseName {
             PhaseName::Scan => "scan",
             PhaseName::FullScan => "full-scan",
             PhaseName::YcsbA => "ycsb-a",
+            PhaseName::Overwrite => "overwrite",
+            PhaseName::Delete => "delete",
+            PhaseName::PutDelete => "put-delete",
         }
+    }
+
+    /// Whether it changes records that are there.
+    pub fn is_churn(self) -> bool {
+        matches!(self, PhaseName::Overwrite | PhaseName::Delete | PhaseName::PutDelete)
     }
 
     fn purpose(self) -> Purpose {
@@ -101,7 +119,7 @@ impl PhaseName {
 
     /// Whether the phase leaves the database changed, so that closing and writing back belong to what it costs.
     fn writes(self) -> bool {
-        matches!(self, PhaseName::Load | PhaseName::Complete | PhaseName::YcsbA)
+        matches!(self, PhaseName::Load | PhaseName::Complete | PhaseName::YcsbA) || self.is_churn()
     }
 }
 
@@ -145,6 +163,12 @@ pub struct RunSpec {
     pub batch: u64,
     /// Operations of a phase of reads.
     pub operations: u64,
+    /// Rounds of overwriting.
+    pub rounds: u64,
+    /// In which order of their keys records are numbered.
+    pub order: KeyOrder,
+    /// What a commit promises.
+    pub durability: CommitDurability,
     /// Seconds after which the phase is stopped.
     pub max_seconds: u64,
     /// Threads.
@@ -157,7 +181,7 @@ pub struct RunSpec {
 
 impl RunSpec {
     fn records_of(&self) -> Records {
-        Records::new(self.seed, self.value_bytes)
+        Records::new(self.seed, self.value_bytes).in_order(self.order)
     }
 }
 
@@ -273,6 +297,7 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
         memory: spec.memory,
         threads: spec.threads,
         betree_memory: spec.betree_memory,
+        durability: spec.durability,
     };
     let meter = Meter::new(&spec.dir)?;
     let opening = Instant::now();
@@ -283,6 +308,7 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
     let before = meter.read()?;
     let work = match spec.phase {
         PhaseName::Load | PhaseName::Complete => load::run(spec, &*engine, &meter, &before)?,
+        phase if phase.is_churn() => churn::run(spec, &*engine, &meter, &before)?,
         _ => reads::run(spec, &*engine, &meter, &before)?,
     };
     let mut counters = meter.read()?.since(&before);
