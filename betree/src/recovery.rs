@@ -15,6 +15,7 @@ use betree_wal::{Lsn, Start, Wal};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::checkpoint::{Catalog, Durable};
+use crate::memtable::ArenaPool;
 use crate::message::{MessageRef, Messages, take_batch_header};
 use crate::node::Node;
 use crate::node_codec::NodeReader;
@@ -102,6 +103,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     };
     let (pager, superblock) = Pager::open(storage.clone(), pager_options)?;
 
+    let arenas = Arc::new(ArenaPool::new(memtable_bytes));
     let mut keyspaces = Keyspaces { next_id: 1, ..Keyspaces::default() };
     let mut durable = Durable::default();
     let mut next = Seqno(1);
@@ -129,7 +131,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
                 &entry.name,
                 operator,
                 options.tree,
-                memtable_bytes,
+                arenas.clone(),
                 root,
                 entry.flushed,
             );
@@ -160,6 +162,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
 
     Ok(Arc::new(Shared {
         memtable_bytes,
+        arenas,
         storage,
         pager,
         wal,
@@ -231,5 +234,5 @@ pub(crate) fn new_state(
     tree: crate::TreeOptions,
     flushed: Seqno,
 ) -> Arc<State> {
-    Arc::new(State::new(id, name, operator, tree, shared.memtable_bytes, Node::empty_root(), flushed))
+    Arc::new(State::new(id, name, operator, tree, shared.arenas.clone(), Node::empty_root(), flushed))
 }

@@ -14,6 +14,7 @@ use betree_wal::{Appender, Wal};
 use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::checkpoint::Durable;
+use crate::memtable::ArenaPool;
 use crate::options::Options;
 use crate::poison::Poison;
 use crate::pressure::Pressure;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub options: Options,
     /// Size at which a memtable is frozen.
     pub memtable_bytes: usize,
+    /// Memory for memtables.
+    pub arenas: Arc<ArenaPool>,
     pub storage: Arc<dyn Storage>,
     pub pager: Pager,
     pub wal: Wal,

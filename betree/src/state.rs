@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use parking_lot::{Mutex, MutexGuard, RwLock};
 
 use crate::hash::hash;
-use crate::memtable::Memtable;
+use crate::memtable::{ArenaPool, Memtable};
 use crate::node::Node;
 use crate::operator::MergeOperator;
 use crate::options::TreeOptions;
@@ -27,7 +27,7 @@ pub(crate) struct State {
     /// Known operator; set again when the keyspace is opened with one.
     operator: RwLock<Option<Arc<dyn MergeOperator>>>,
     pub tree: TreeOptions,
-    memtable_bytes: usize,
+    arenas: Arc<ArenaPool>,
     view: ArcSwap<View>,
     change: Mutex<()>,
     pub dropped: AtomicBool,
@@ -41,17 +41,17 @@ impl State {
         name: &str,
         operator: Option<Arc<dyn MergeOperator>>,
         tree: TreeOptions,
-        memtable_bytes: usize,
+        arenas: Arc<ArenaPool>,
         root: Arc<Node>,
         flushed: Seqno,
     ) -> State {
-        let head = new_head(memtable_bytes, operator.clone());
+        let head = new_head(&arenas, operator.clone());
         State {
             id,
             name: name.to_string(),
             operator: RwLock::new(operator),
             tree,
-            memtable_bytes,
+            arenas,
             view: ArcSwap::from_pointee(View { heads: vec![head], root, flushed }),
             change: Mutex::new(()),
             dropped: AtomicBool::new(false),
@@ -94,7 +94,7 @@ impl State {
         let _change = self.change.lock();
         let view = self.view.load();
         let mut heads = Vec::with_capacity(view.heads.len() + 1);
-        heads.push(new_head(self.memtable_bytes, self.operator()));
+        heads.push(new_head(&self.arenas, self.operator()));
         heads.extend(view.heads.iter().cloned());
         self.view.store(Arc::new(View { heads, root: view.root.clone(), flushed: view.flushed }));
     }
@@ -118,9 +118,9 @@ impl State {
     }
 }
 
-fn new_head(bytes: usize, operator: Option<Arc<dyn MergeOperator>>) -> Arc<Head> {
+fn new_head(arenas: &Arc<ArenaPool>, operator: Option<Arc<dyn MergeOperator>>) -> Arc<Head> {
     Arc::new(Head {
-        table: Arc::new(Memtable::new(bytes, operator)),
+        table: Arc::new(Memtable::new(arenas.clone(), operator)),
         first_lsn: Default::default(),
         unlogged: AtomicBool::new(false),
     })

@@ -28,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::large::LargeValues;
+use super::pool::ArenaPool;
 use super::prefetch;
 use crate::message::{Kind, MessageRef};
 use crate::types::{MAX_KEY_LEN, Seqno};
@@ -80,7 +81,8 @@ impl<'a> Entry<'a> {
     }
 }
 
-struct Chunk {
+/// A piece of an arena. Its memory may have been another arena's before.
+pub(super) struct Chunk {
     bytes: Box<[UnsafeCell<MaybeUninit<u8>>]>,
     len: AtomicUsize,
 }
@@ -90,11 +92,20 @@ struct Chunk {
 unsafe impl Sync for Chunk {}
 
 impl Chunk {
-    fn new(size: usize) -> Chunk {
+    pub(super) fn new(size: usize) -> Chunk {
         let bytes = Box::<[UnsafeCell<MaybeUninit<u8>>]>::new_uninit_slice(size);
         // SAFETY: an UnsafeCell<MaybeUninit<u8>> has no invalid state, so uninitialised memory is a valid one.
         let bytes = unsafe { bytes.assume_init() };
         Chunk { bytes, len: AtomicUsize::new(0) }
+    }
+
+    pub(super) fn size(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The same memory with nothing published.
+    pub(super) fn emptied(self) -> Chunk {
+        Chunk { bytes: self.bytes, len: AtomicUsize::new(0) }
     }
 
     /// The published bytes from `start` on.
@@ -115,6 +126,15 @@ pub(super) struct Arena {
     chunks: [OnceLock<Chunk>; CHUNKS],
     first_shift: u32,
     large: LargeValues,
+    pool: Arc<ArenaPool>,
+}
+
+impl Drop for Arena {
+    fn drop(&mut self) {
+        for chunk in self.chunks.iter_mut().filter_map(OnceLock::take) {
+            self.pool.put(chunk);
+        }
+    }
 }
 
 /// The writer's side.
@@ -127,11 +147,11 @@ pub(super) struct ArenaWriter {
 }
 
 impl Arena {
-    /// An arena for about `capacity` bytes, and its only writer.
-    pub(super) fn new(capacity: usize) -> (Arc<Arena>, ArenaWriter) {
-        let first_shift = (capacity / 16).max(1).ilog2().clamp(MIN_FIRST_SHIFT, MAX_FIRST_SHIFT);
+    /// An arena for a memtable of the pool's size, and its only writer.
+    pub(super) fn new(pool: Arc<ArenaPool>) -> (Arc<Arena>, ArenaWriter) {
+        let first_shift = (pool.memtable_bytes() / 16).max(1).ilog2().clamp(MIN_FIRST_SHIFT, MAX_FIRST_SHIFT);
         let chunks = std::array::from_fn(|_| OnceLock::new());
-        let arena = Arc::new(Arena { chunks, first_shift, large: LargeValues::default() });
+        let arena = Arc::new(Arena { chunks, first_shift, large: LargeValues::default(), pool });
         (arena.clone(), ArenaWriter { arena, chunk: 0, used: 0, total: 0 })
     }
 
@@ -227,7 +247,7 @@ impl ArenaWriter {
         let offset = self.arena.chunk_start(self.chunk) + self.used as u64;
         assert!(offset >> ADDRESSABLE_SHIFT == 0, "arena: memtable over 32 GiB");
         let size = self.arena.chunk_size(self.chunk);
-        let chunk = self.arena.chunks[self.chunk].get_or_init(|| Chunk::new(size));
+        let chunk = self.arena.chunks[self.chunk].get_or_init(|| self.arena.pool.take(size));
         let mut header = [0; HEADER];
         header[..8].copy_from_slice(&seqno.0.to_le_bytes());
         header[8..12].copy_from_slice(&(stored.len() as u32).to_le_bytes());
@@ -257,7 +277,7 @@ mod tests {
 
     #[test]
     fn entries_read_back_over_many_chunks() {
-        let (arena, mut writer) = Arena::new(0);
+        let (arena, mut writer) = Arena::new(Arc::new(ArenaPool::new(0)));
         let mut locs = Vec::new();
         for i in 0..3_000u64 {
             let key = vec![i as u8; (i as usize * 37) % 5_000];
@@ -278,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_large_value_is_shared_and_a_small_one_copied() {
-        let (arena, mut writer) = Arena::new(1 << 20);
+        let (arena, mut writer) = Arena::new(Arc::new(ArenaPool::new(1 << 20)));
         let big = vec![1; LARGE];
         let loc = writer.push(Seqno(1), MessageRef { kind: Kind::Put, key: b"k", value: &big });
         assert_eq!(arena.entry(loc).value_bytes().as_ptr(), arena.entry(loc).value().as_ptr());
@@ -287,9 +307,23 @@ mod tests {
     }
 
     #[test]
+    fn memory_of_an_arena_that_is_gone_is_used_again_and_shows_nothing_of_it() {
+        let pool = Arc::new(ArenaPool::new(1 << 20));
+        let (arena, mut writer) = Arena::new(pool.clone());
+        let loc = writer.push(Seqno(1), MessageRef { kind: Kind::Put, key: b"old", value: &[7; 1000] });
+        let before = arena.entry(loc).key.as_ptr();
+        drop((arena, writer));
+        let (arena, mut writer) = Arena::new(pool);
+        let loc = writer.push(Seqno(2), MessageRef { kind: Kind::Delete, key: b"new", value: b"" });
+        assert_eq!(arena.entry(loc).key.as_ptr(), before);
+        assert_eq!((arena.entry(loc).key, arena.entry(loc).value()), (&b"new"[..], &b""[..]));
+        assert!(arena.bytes_at(loc).len() < 1000, "what was there before is not published");
+    }
+
+    #[test]
     #[should_panic(expected = "arena")]
     fn a_place_that_was_never_written_is_an_assert() {
-        let (arena, mut writer) = Arena::new(1 << 20);
+        let (arena, mut writer) = Arena::new(Arc::new(ArenaPool::new(1 << 20)));
         writer.push(Seqno(1), MessageRef { kind: Kind::Put, key: b"k", value: b"v" });
         arena.entry(Loc(1_000));
     }

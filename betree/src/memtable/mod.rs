@@ -1,7 +1,7 @@
 //! The memtable: the mutable head of a root's buffer.
 //!
 //! Messages lie in an arena in the order of arrival ([`arena`], large values in [`large`]); a B+ tree of 12-byte slots
-//! ([`tree`], [`slots`]) gives their order by key; range deletes are kept apart ([`range_deletes`]). [`cursor`] shows the
+//! ([`tree`], [`slots`]) gives their order by key; the arena's memory is used again ([`pool`]); range deletes are kept apart ([`range_deletes`]). [`cursor`] shows the
 //! table as of a Seqno with one entry per key, which is how a run sees its own content too.
 //!
 //! REQUIRES one writer at a time (the commit lock) and Seqnos that ascend over all calls of `apply`. Readers, any number,
@@ -12,6 +12,7 @@
 mod arena;
 mod cursor;
 mod large;
+mod pool;
 mod prefetch;
 mod range_deletes;
 mod slots;
@@ -28,6 +29,7 @@ use parking_lot::RwLock;
 
 use arena::{Arena, ArenaWriter, Entry, Loc};
 pub(crate) use cursor::MemCursor;
+pub(crate) use pool::ArenaPool;
 use range_deletes::RangeDeletes;
 use tree::Tree;
 
@@ -67,9 +69,9 @@ pub(crate) struct Memtable {
 }
 
 impl Memtable {
-    /// An empty table that is expected to grow to about `capacity_bytes`; it may exceed them.
-    pub(crate) fn new(capacity_bytes: usize, operator: Option<Arc<dyn MergeOperator>>) -> Memtable {
-        let (arena, writer) = Arena::new(capacity_bytes);
+    /// An empty table that is expected to grow to about the size that the pool is for; it may exceed it.
+    pub(crate) fn new(pool: Arc<ArenaPool>, operator: Option<Arc<dyn MergeOperator>>) -> Memtable {
+        let (arena, writer) = Arena::new(pool);
         let state = State { writer, tree: Tree::new(), range_deletes: RangeDeletes::default() };
         Memtable {
             arena,

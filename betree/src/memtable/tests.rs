@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
+use super::pool::ArenaPool;
 use super::{Base, MemCursor, Memtable};
 use crate::message::{Kind, MessageRef};
 use crate::operands;
@@ -139,7 +140,7 @@ fn any_table_answers_like_the_model() {
         let space = [5, 60, 1_000, 1_000_000][rng.below(4) as usize];
         let count = [40, 400, 4_000][rng.below(3) as usize];
         let (merges, deletes, ranges) = (rng.below(60), rng.below(30), [0, 1, 8][rng.below(3) as usize]);
-        let table = Arc::new(Memtable::new(1 << 16, Some(Arc::new(Append))));
+        let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 16)), Some(Arc::new(Append))));
         let mut model = Model::default();
         let mut seqno = rng.below(1_000);
         let first = seqno + 1;
@@ -213,7 +214,7 @@ fn check_reads(table: &Arc<Memtable>, model: &Model, at: u64, mut random_key: im
 #[test]
 fn ascending_descending_and_repeated_keys_keep_the_tree_in_order() {
     for shape in 0..4u64 {
-        let table = Arc::new(Memtable::new(1 << 20, Some(Arc::new(Append))));
+        let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 20)), Some(Arc::new(Append))));
         let count = 60_000u64;
         for i in 1..=count {
             let n = match shape {
@@ -247,7 +248,7 @@ fn ascending_descending_and_repeated_keys_keep_the_tree_in_order() {
 
 #[test]
 fn an_empty_table_shows_nothing() {
-    let table = Arc::new(Memtable::new(1 << 20, None));
+    let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 20)), None));
     assert!(table.is_empty() && table.seqnos().is_none() && table.spans(Seqno(u64::MAX)).is_empty());
     assert_eq!(table.get(b"", Seqno(u64::MAX), &mut Vec::new()), None);
     let mut cursor = table.cursor(Seqno(u64::MAX));
@@ -260,7 +261,7 @@ fn an_empty_table_shows_nothing() {
 
 #[test]
 fn many_operands_of_one_key_become_one() {
-    let table = Arc::new(Memtable::new(1 << 20, Some(Arc::new(Append))));
+    let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 20)), Some(Arc::new(Append))));
     for i in 1..=20_000u64 {
         table.apply_one(Seqno(i), MessageRef { kind: Kind::Merge, key: b"k", value: &[i as u8] });
     }
@@ -282,7 +283,7 @@ fn many_operands_of_one_key_become_one() {
 #[test]
 #[should_panic(expected = "does not ascend")]
 fn a_seqno_that_does_not_ascend_is_an_assert() {
-    let table = Memtable::new(1 << 20, None);
+    let table = Memtable::new(Arc::new(ArenaPool::new(1 << 20)), None);
     table.apply_one(Seqno(5), MessageRef { kind: Kind::Put, key: b"a", value: b"" });
     table.apply_one(Seqno(5), MessageRef { kind: Kind::Put, key: b"b", value: b"" });
 }
@@ -291,7 +292,7 @@ fn a_seqno_that_does_not_ascend_is_an_assert() {
 fn readers_see_whole_batches_while_a_writer_applies_more() {
     const KEYS: u64 = 40;
     const BATCHES: u64 = 3_000;
-    let table = Arc::new(Memtable::new(1 << 20, Some(Arc::new(Append))));
+    let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 20)), Some(Arc::new(Append))));
     let visible = AtomicU64::new(0);
     let key = |i: u64| format!("account/{:03}", i * 7 % KEYS).into_bytes();
     std::thread::scope(|scope| {
