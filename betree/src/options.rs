@@ -7,6 +7,7 @@ use std::time::Duration;
 use betree_storage::Storage;
 use serde::{Deserialize, Serialize};
 
+use crate::check::{CheckReport, Progress, offline};
 use crate::operator::MergeOperator;
 use crate::{Db, Result};
 
@@ -212,5 +213,26 @@ impl Builder {
     /// Opens (or creates) the database on another storage, such as a simulated disk.
     pub fn open_on(self, storage: Arc<dyn Storage>) -> Result<Db> {
         Db::open_on(storage, self)
+    }
+
+    /// Checks the closed database in the directory `path` without changing anything there: superblocks, catalog, nodes, runs, pages, log.
+    /// Damage that keeps it from opening is in the report like any other. Of the options only what is needed to read is used.
+    ///
+    /// # Errors
+    /// [`crate::Error::Locked`] if it is open elsewhere; [`crate::Error::Missing`] if there is none.
+    pub fn check_at(
+        &self,
+        path: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<CheckReport> {
+        self.check_on(&*offline::storage_of(path.as_ref())?, progress)
+    }
+
+    /// As [`Builder::check_at`], on another storage.
+    ///
+    /// # Errors
+    /// As [`Builder::check_at`].
+    pub fn check_on(&self, storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
+        offline::check(storage, progress)
     }
 }
