@@ -311,7 +311,7 @@ impl Db {
     /// from the device, whatever the page cache has. A closed database is checked by [`Builder::check_at`].
     ///
     /// # Errors
-    /// [`Error::Closed`]. What is wrong with the data, or cannot be read, is not an error but in the report.
+    /// Those of the device, after everything else was checked. What is wrong with the data is not an error but in the report.
     pub fn check(&self) -> Result<CheckReport> {
         self.check_with(&mut |_| ())
     }

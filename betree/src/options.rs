@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::check::{CheckReport, Progress, offline};
 use crate::operator::MergeOperator;
+use crate::salvage::{self, SalvageReport};
 use crate::{Db, Result};
 
 /// When a write that returned survives what.
@@ -234,5 +235,37 @@ impl Builder {
     /// As [`Builder::check_at`].
     pub fn check_on(&self, storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
         offline::check(storage, progress)
+    }
+
+    /// Reads everything that still verifies out of the damaged (or undamaged) database in `from` into a fresh one in `into`, and says what was
+    /// lost. Nothing in `from` is changed. The builder's options and merge operators are those of the new database; keyspaces whose
+    /// operator is not among them are left out.
+    ///
+    /// Keys outside the report's suspect ranges are exactly as they were; a key inside has a value that it once had, or is absent.
+    ///
+    /// # Errors
+    /// [`crate::Error::Missing`] if there is no database in `from`, [`crate::Error::Locked`] if it is open, [`crate::Error::NotEmpty`] if
+    /// `into` has files, [`crate::Error::Corrupt`] if not even the names of keyspaces can be found; errors of writing. What cannot be
+    /// read is not an error but in the report. After an error what lies in `into` is incomplete.
+    pub fn salvage(
+        self,
+        from: impl AsRef<Path>,
+        into: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<SalvageReport> {
+        salvage::salvage_at(from.as_ref(), into.as_ref(), self, progress)
+    }
+
+    /// As [`Builder::salvage`], on other storages.
+    ///
+    /// # Errors
+    /// As [`Builder::salvage`].
+    pub fn salvage_on(
+        self,
+        from: &dyn Storage,
+        into: Arc<dyn Storage>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<SalvageReport> {
+        salvage::salvage(from, || Ok(into), self, progress)
     }
 }

@@ -232,23 +232,23 @@ impl Pager {
 
     /// What is wrong with the superblock of the last epoch published: it must be in both of its slots. No epoch is
     /// published meanwhile.
-    #[must_use]
-    pub fn check_superblock(&self) -> Vec<String> {
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn check_superblock(&self) -> Result<Vec<String>> {
         let published = self.0.published.lock();
-        let slots = self.inspector().slots();
         let mut wrong = Vec::new();
-        for slot in superblock::slots_of(*published) {
-            let offset = slots[slot].offset;
-            let got = match &slots[slot].content {
-                Some(Ok(superblock)) if superblock.epoch == *published => continue,
-                Some(Ok(superblock)) => format!("epoch {}", superblock.epoch.0),
-                Some(Err(what)) => what.clone(),
-                None => "zeros".to_owned(),
+        for index in superblock::slots_of(*published) {
+            let got = match self.inspector().slot(index)? {
+                Slot::Valid(superblock) if superblock.epoch == *published => continue,
+                Slot::Valid(superblock) => format!("epoch {}", superblock.epoch.0),
+                Slot::Bad { what, .. } => format!("invalid {what}"),
+                Slot::Version(_) | Slot::Zero => "another version, or zeros".to_owned(),
             };
-            let epoch = published.0;
+            let (offset, epoch) = (superblock::slot_offset(index), published.0);
             wrong.push(format!("{FILE_NAME} at offset {offset}: superblock of epoch {epoch}: {got}"));
         }
-        wrong
+        Ok(wrong)
     }
 
     /// What is wrong with the account of the file's blocks (`extent.owned_once`, `freemap.coalesced`): free, owned and on

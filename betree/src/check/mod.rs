@@ -14,12 +14,12 @@ use std::collections::BTreeMap;
 use betree_pager::Inspector;
 use serde::Serialize;
 
-use crate::Result;
 use crate::checkpoint::Catalog;
 use crate::node_codec::NodePointer;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::view::View;
+use crate::{Error, Result};
 
 /// Most problems that a report names, and most notes.
 const MAX_PROBLEMS: usize = 1000;
@@ -85,12 +85,14 @@ struct Checker<'a> {
     /// Bytes checked, and about how many there are.
     done: u64,
     total: u64,
+    /// The first refusal of the device.
+    refused: Option<Error>,
 }
 
 impl<'a> Checker<'a> {
     fn new(inspector: &'a Inspector, progress: &'a mut dyn FnMut(Progress), total: u64) -> Checker<'a> {
         let report = CheckReport { file_bytes: inspector.len().unwrap_or(0), ..CheckReport::default() };
-        Checker { inspector, report, progress, extents: BTreeMap::new(), done: 0, total }
+        Checker { inspector, report, progress, extents: BTreeMap::new(), done: 0, total, refused: None }
     }
 
     fn problem(&mut self, text: String) {
@@ -131,10 +133,19 @@ impl<'a> Checker<'a> {
         match self.inspector.page(pointer.offset, pointer.len, pointer.crc) {
             Ok(page) => Some(page),
             Err(error) => {
-                self.problem(format!("page.checksum_in_parent: {place}: {error}"));
+                self.unreadable(place, error.into());
                 None
             }
         }
+    }
+
+    /// A page that cannot be read or is not what its parent says.
+    fn unreadable(&mut self, place: &str, error: Error) {
+        use betree_storage::Error::ShortRead;
+        if !matches!(error, Error::Corrupt { .. } | Error::Storage(ShortRead { .. })) {
+            self.refused.get_or_insert(error.clone());
+        }
+        self.problem(format!("page.checksum_in_parent: {place}: {error}"));
     }
 
     /// The account of all extents.
@@ -178,21 +189,25 @@ pub(crate) fn check(shared: &Shared, progress: &mut dyn FnMut(Progress)) -> Resu
         checker.tree_in_memory(&state.name, &view.root);
     }
     roots.iter().for_each(|root| checker.durable_segments(root));
-    if let Some(extent) = &catalog
-        && let Ok(page) = inspector.bytes(extent.offset(), extent.len())
-    {
+    if let Some(extent) = &catalog {
         // Its pointer is in the superblock, which may be a newer one by now: the page speaks for itself.
         checker.own(extent.offset(), extent.len(), 0);
-        if !inspector.fits(&page, extent.offset()) || Catalog::decode(&page).is_none() {
-            checker.problem(format!("page.sealed: the catalog at offset {}", extent.offset()));
+        match inspector.bytes(extent.offset(), extent.len()) {
+            Ok(page) if inspector.fits(&page, extent.offset()) && Catalog::decode(&page).is_some() => {}
+            Ok(_) => checker.problem(format!("page.sealed: the catalog at offset {}", extent.offset())),
+            Err(error) => checker.unreadable("catalog", error.into()),
         }
     }
-    shared.pager.check_superblock().into_iter().for_each(|what| checker.problem(what));
+    match shared.pager.check_superblock() {
+        Ok(wrong) => wrong.into_iter().for_each(|what| checker.problem(what)),
+        Err(error) => checker.unreadable("superblock", error.into()),
+    }
     let owned: Vec<_> = checker.extents.iter().map(|(&offset, &(len, _))| (offset, len)).collect();
     shared.pager.audit(&owned).into_iter().for_each(|what| checker.problem(what));
+    let refused = checker.refused.take();
     let report = checker.finish();
     drop((views, roots, catalog));
-    Ok(report)
+    refused.map_or(Ok(report), Err)
 }
 
 /// The memtables of a view against its tree.

@@ -25,7 +25,7 @@ impl Checker<'_> {
         let name = format!("{run} segment at offset {}", segment.offset);
         let meta = match read_meta(self.inspector, segment) {
             Ok(meta) => meta,
-            Err(error) => return self.problem(format!("page.checksum_in_parent: {name}: {error}")),
+            Err(error) => return self.unreadable(&name, error),
         };
         if let Some(page) = meta.first_gap() {
             return self.problem(format!("segment.pages_tile_the_data: {name}: page {page}"));
@@ -40,7 +40,7 @@ impl Checker<'_> {
                 Ok(bytes) => self.page(segment, &meta, index, bytes, &mut seen, &name),
                 Err(error) => {
                     all = false;
-                    self.problem(format!("page.checksum_in_parent: {name} page {index}: {error}"));
+                    self.unreadable(&format!("{name} page {index}"), error);
                 }
             }
         }

@@ -71,7 +71,7 @@ impl Checker<'_> {
             match StoredNode::decode(&page, place.extent.offset()) {
                 Ok(found) if found == StoredNode::of(node) => {}
                 Ok(_) => self.problem(format!("page.sealed: {name}: another node lies there")),
-                Err(error) => self.problem(format!("page.checksum_in_parent: {name}: {error}")),
+                Err(error) => self.unreadable(&name, error),
             }
         });
     }
@@ -99,7 +99,7 @@ impl Checker<'_> {
         let Some(page) = self.read(pointer, &name) else { return };
         let node = match StoredNode::decode(&page, pointer.offset) {
             Ok(node) => node,
-            Err(error) => return self.problem(format!("page.checksum_in_parent: {name}: {error}")),
+            Err(error) => return self.unreadable(&name, error),
         };
         drop(page);
         let children = self.node(spot, &node);
