@@ -36,8 +36,8 @@ pub(super) fn fold(
     for layer in layers {
         levels.push(match layer {
             Layer::Gap => Level::Gap,
-            Layer::Run(run) => {
-                let mut stream = Stream::new(run.clone(), low, high);
+            Layer::Run(run, trust) => {
+                let mut stream = Stream::new(run.clone(), *trust, low, high);
                 stream.advance(source, losses);
                 Level::Stream(stream)
             }

@@ -98,7 +98,7 @@ pub(crate) fn salvage(
         }
     };
     let mut inspector = inspector_of(from)?;
-    let roots = find_roots(&mut inspector, &mut losses);
+    let (roots, trust) = find_roots(&mut inspector, &mut losses);
     let Some(best) = roots.first() else {
         return Err(Error::Corrupt {
             file: FILE_NAME.into(),
@@ -150,7 +150,7 @@ pub(crate) fn salvage(
             progress(Progress { what: "data file", done, total: total.max(done) });
             Ok(())
         };
-        Walk { inspector: &inspector, keyspace: &entry.name, losses: &mut losses, visit: &mut visit }
+        Walk { inspector: &inspector, keyspace: &entry.name, losses: &mut losses, trust, visit: &mut visit }
             .run(&pointers)?;
         passages.insert(entry.id, passage);
     }

@@ -8,7 +8,7 @@
 use betree_pager::{BLOCK, Inspector};
 
 use super::report::Losses;
-use super::trunk::unreadable_nodes;
+use super::trunk::{Trust, unreadable_nodes};
 use crate::checkpoint::{Catalog, TYPE_CATALOG};
 use crate::node_codec::{NodePointer, TYPE_NODE};
 use crate::stored::HEADER;
@@ -32,8 +32,8 @@ fn age(catalog: &Catalog) -> (Seqno, u64, u32) {
     (catalog.next, catalog.log_start.0, catalog.next_id)
 }
 
-/// All catalogs that can be read, the one to start from first.
-pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> Vec<Root> {
+/// All catalogs that can be read, the one to start from first, and whether that one is known to be the last.
+pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> (Vec<Root>, Trust) {
     let slots = inspector.slots();
     for slot in &slots {
         if let Some(Err(what)) = &slot.content {
@@ -99,7 +99,7 @@ pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> Vec<
         }
         roots = found;
     }
-    roots
+    (roots, if lost { Trust::Stale } else { Trust::Live })
 }
 
 /// Pages with the header of a node or catalog: place, length, type.

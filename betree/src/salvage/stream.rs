@@ -2,7 +2,8 @@
 //!
 //! With its meta block a segment's damaged pages are passed over one by one, and separators tell which keys each may have had. Without it
 //! the data pages are found by themselves: they lie back to back, and each verifies by its own checksum at one length only. There is
-//! then no parent to tell a page of today from an older one of the same place, so keys must go on ascending within the segment's bounds.
+//! then no parent to tell a page of today from an older one of the same place, so keys must go on ascending within the segment's bounds;
+//! and it is done only where the segment is known to own its place.
 //!
 //! A gap is known before any key behind it is handed out. One page and one read of [`Window`] are in memory. Called by salvage.
 
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use betree_pager::{BLOCK, FILE_NAME, Inspector};
 
 use super::report::{Damage, KeyRange, Losses};
+use super::trunk::Trust;
 use crate::device::{Window, read_meta};
 use crate::message::Kind;
 use crate::page::{HEADER, PageRef, TYPE_DATA};
@@ -38,7 +40,7 @@ impl<'a> Source<'a> {
         Source { inspector, keyspace, metas: HashMap::new(), read: 0 }
     }
 
-    fn meta(&mut self, segment: &StoredSegment, losses: &mut Losses) -> Option<Meta> {
+    fn meta(&mut self, segment: &StoredSegment, trust: Trust, losses: &mut Losses) -> Option<Meta> {
         if let Some(known) = self.metas.get(&segment.offset) {
             return known.clone();
         }
@@ -54,24 +56,43 @@ impl<'a> Source<'a> {
         if self.metas.len() >= MAX_METAS {
             self.metas.clear();
         }
-        let meta = read
-            .map_err(|error| {
-                losses.add(Damage {
-                    structure: "meta block",
-                    file: FILE_NAME.into(),
-                    offset: segment.offset + u64::from(segment.data_len),
-                    len: segment.meta_len.into(),
-                    keyspace: Some(self.keyspace.into()),
-                    range: None,
-                    messages: Some(0),
-                    detail: format!(
-                        "{error}; its data pages are read by their own checksums, without their parent's"
-                    ),
-                });
-            })
-            .ok();
+        let meta = match (read, trust) {
+            (Ok(meta), _) => Some(meta),
+            (Err(error), Trust::Live) => {
+                let detail = format!(
+                    "{error}; its data pages are read by their own checksums, without their parent's"
+                );
+                losses.add(self.meta_damage(segment, None, 0, detail));
+                None
+            }
+            (Err(error), Trust::Stale) => {
+                let range = KeyRange { low: segment.min.to_vec(), high: Some(successor(&segment.max)) };
+                let detail = format!("{error}; the segment may have been given up since");
+                losses.add(self.meta_damage(segment, Some(range), segment.messages.into(), detail));
+                None
+            }
+        };
         self.metas.insert(segment.offset, meta.clone());
         meta
+    }
+
+    fn meta_damage(
+        &self,
+        segment: &StoredSegment,
+        range: Option<KeyRange>,
+        messages: u64,
+        detail: String,
+    ) -> Damage {
+        Damage {
+            structure: "meta block",
+            file: FILE_NAME.into(),
+            offset: segment.offset + u64::from(segment.data_len),
+            len: segment.meta_len.into(),
+            keyspace: Some(self.keyspace.into()),
+            range,
+            messages: Some(messages),
+            detail,
+        }
     }
 }
 
@@ -101,6 +122,7 @@ enum At {
 /// See the module's text.
 pub(super) struct Stream {
     run: Arc<StoredRun>,
+    trust: Trust,
     low: Vec<u8>,
     high: Option<Vec<u8>>,
     segment: usize,
@@ -122,10 +144,11 @@ pub(super) struct Stream {
 
 impl Stream {
     /// Over the keys of `run` in `low..high`, before the first.
-    pub(super) fn new(run: Arc<StoredRun>, low: &[u8], high: Option<&[u8]>) -> Stream {
+    pub(super) fn new(run: Arc<StoredRun>, trust: Trust, low: &[u8], high: Option<&[u8]>) -> Stream {
         let segment = run.segments.partition_point(|s| *s.max < *low);
         Stream {
             run,
+            trust,
             low: low.to_vec(),
             high: high.map(<[u8]>::to_vec),
             segment,
@@ -216,10 +239,15 @@ impl Stream {
                     if self.high.as_ref().is_some_and(|high| *segment.min >= **high) {
                         return false;
                     }
-                    let meta = source.meta(segment, losses);
-                    let min = segment.min.clone();
+                    let meta = source.meta(segment, self.trust, losses);
+                    let (min, max) = (segment.min.clone(), segment.max.clone());
                     self.last = None;
                     self.at = match meta {
+                        None if self.trust == Trust::Stale => {
+                            self.gaps.push((min.to_vec(), successor(&max)));
+                            self.segment += 1;
+                            At::Segment
+                        }
                         None => At::Byte { at: 0, lost: None },
                         Some(meta) => {
                             let page = if *min < *self.low { meta.page_of(&self.low) } else { 0 };

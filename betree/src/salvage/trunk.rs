@@ -16,9 +16,18 @@ use crate::{Error, Result};
 /// What lies over a key range, from the newest to the oldest.
 #[derive(Debug, Clone)]
 pub(super) enum Layer {
-    Run(Arc<StoredRun>),
+    Run(Arc<StoredRun>, Trust),
     /// Something was here that cannot be read.
     Gap,
+}
+
+/// Whether a tree's extents are its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// They belong to the last checkpoint.
+    Live,
+    /// They were free since: other segments, of other keyspaces too, may lie there. Only what a parent's checksum confirms counts.
+    Stale,
 }
 
 /// What takes the leaves' ranges.
@@ -29,6 +38,8 @@ pub(super) struct Walk<'a> {
     pub inspector: &'a Inspector,
     pub keyspace: &'a str,
     pub losses: &'a mut Losses,
+    /// Of the tree at hand.
+    pub trust: Trust,
     pub visit: &'a mut Visit<'a>,
 }
 
@@ -121,13 +132,14 @@ impl Walk<'_> {
             let Some(part) = range.and(wanted) else { continue };
             let mut layers = above.to_vec();
             let pending = node.pending_runs(i).filter(|run| run.touches(part.low, part.high));
-            layers.extend(pending.cloned().map(Layer::Run));
+            layers.extend(pending.map(|run| Layer::Run(run.clone(), self.trust)));
             match &child.target {
                 StoredTarget::Node(below) => {
                     self.node(*below, Some(node.level - 1), range, part, &layers, older)?;
                 }
                 StoredTarget::Leaf { deltas, base } => {
-                    layers.extend(deltas.iter().rev().chain(base).cloned().map(Layer::Run));
+                    let runs = deltas.iter().rev().chain(base);
+                    layers.extend(runs.map(|run| Layer::Run(run.clone(), self.trust)));
                     (self.visit)(self.losses, part.low, part.high, &layers)?;
                 }
             }
@@ -158,7 +170,12 @@ impl Walk<'_> {
         let mut layers = above.to_vec();
         layers.push(Layer::Gap);
         match older {
-            [root, older @ ..] => self.node(*root, None, ALL, range, &layers, older),
+            [root, older @ ..] => {
+                let trust = std::mem::replace(&mut self.trust, Trust::Stale);
+                let result = self.node(*root, None, ALL, range, &layers, older);
+                self.trust = trust;
+                result
+            }
             [] => (self.visit)(self.losses, range.low, range.high, &layers),
         }
     }
