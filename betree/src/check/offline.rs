@@ -15,6 +15,7 @@ use super::{CheckReport, Checker, Progress};
 use crate::checkpoint::Catalog;
 use crate::message::{BATCH_HEADER, Messages, batch_header};
 use crate::node_codec::NodePointer;
+use crate::types::Seqno;
 use crate::{Error, Result};
 
 /// The directory, opened to read only.
@@ -39,15 +40,25 @@ pub(crate) fn log_salt(uuid: u128) -> u64 {
     (uuid >> 64) as u64 ^ uuid as u64
 }
 
+/// Whether the log, whose last message is the one before `next`, ends before the checkpoint that knew all messages before `known`. Without
+/// a record it cannot be told; messages that were not logged leave the same trace.
+pub(crate) fn log_ends_early(next: Seqno, known: Seqno) -> Option<String> {
+    (next > Seqno(0) && next < known).then(|| {
+        format!(
+            "the log ends before Seqno {next}, the checkpoint knew messages up to {known}: they were not logged, or the log's end is lost"
+        )
+    })
+}
+
 /// See the module's text.
 pub(crate) fn check(storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
     let _lock = storage.lock()?;
     let inspector = inspector_of(storage)?;
     let total = inspector.len().unwrap_or(0);
     let mut checker = Checker::new(&inspector, progress, total);
-    let mut log_start = None;
+    let mut from = None;
     if let Some(catalog) = read_catalog(&mut checker) {
-        log_start = Some(catalog.log_start);
+        from = Some((catalog.log_start, catalog.next));
         let mut names = HashSet::new();
         for entry in &catalog.entries {
             checker.report.keyspaces += 1;
@@ -60,7 +71,7 @@ pub(crate) fn check(storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -
             checker.tree_on_disk(&entry.name, entry.root);
         }
     }
-    check_log(&mut checker, storage, inspector.uuid().map(log_salt), log_start)?;
+    check_log(&mut checker, storage, inspector.uuid().map(log_salt), from)?;
     Ok(checker.finish())
 }
 
@@ -85,7 +96,7 @@ fn read_catalog(checker: &mut Checker<'_>) -> Option<Catalog> {
     }
     if newest.payload.is_empty() {
         checker.note("no checkpoint yet".to_owned());
-        return Some(Catalog { next: crate::Seqno(1), next_id: 1, ..Catalog::default() });
+        return Some(Catalog { next: Seqno(1), next_id: 1, ..Catalog::default() });
     }
     let Some(pointer) = NodePointer::decode(&mut &newest.payload[..]) else {
         checker.problem(format!("superblock of epoch {}: its pointer does not decode", newest.epoch.0));
@@ -108,10 +119,11 @@ fn check_log(
     checker: &mut Checker<'_>,
     storage: &dyn Storage,
     salt: Option<u64>,
-    from: Option<Lsn>,
+    from: Option<(Lsn, Seqno)>,
 ) -> Result<()> {
     let mut findings = Vec::new();
     let mut next = 0;
+    let (from, known) = (from.map(|from| from.0), from.map_or(Seqno(0), |from| from.1));
     let seen = examine(storage, salt, from.unwrap_or_default(), &mut |finding| {
         match finding {
         Finding::Record { lsn, payload } => {
@@ -149,6 +161,9 @@ fn check_log(
         )),
     }
     })?;
+    if let Some(note) = log_ends_early(Seqno(next), known) {
+        findings.push((false, note));
+    }
     checker.report.log_frames = seen.frames;
     checker.report.log_records = seen.records;
     for (problem, text) in findings {

@@ -18,7 +18,7 @@ use crate::operator::MergeOperator;
 pub(super) type Emit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<()> + 'a;
 
 enum Level {
-    Stream(Stream),
+    Stream(Box<Stream>),
     Gap,
 }
 
@@ -39,7 +39,7 @@ pub(super) fn fold(
             Layer::Run(run, trust) => {
                 let mut stream = Stream::new(run.clone(), *trust, low, high);
                 stream.advance(source, losses);
-                Level::Stream(stream)
+                Level::Stream(Box::new(stream))
             }
         });
     }

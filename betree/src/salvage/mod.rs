@@ -25,7 +25,7 @@ use betree_wal::{Finding, examine};
 pub use report::{Damage, KeyRange, SalvageReport, SalvagedKeyspace};
 
 use crate::check::Progress;
-use crate::check::offline::{inspector_of, log_salt, storage_of};
+use crate::check::offline::{inspector_of, log_ends_early, log_salt, storage_of};
 use crate::checkpoint::CatalogEntry;
 use crate::message::{BATCH_HEADER, Kind, MessageRef, Messages, batch_header};
 use crate::node_codec::NodePointer;
@@ -182,11 +182,13 @@ fn replay(
     // Behind a gap any key may have lost messages.
     let mut gap = false;
     let mut read = 0;
+    let mut next = Seqno(0);
     let seen = examine(from, salt, root.catalog.log_start, &mut |finding| {
         match finding {
         Finding::Record { .. } if failed.is_some() => {}
         Finding::Record { lsn, payload } => {
             read += payload.len() as u64;
+            next = batch_header(payload).map_or(next, |(first, n)| Seqno(first.0.saturating_add(n.into())));
             progress(Progress { what: "log", done: read, total: read });
             match apply(payload, passages, target, losses, gap) {
                 Ok(true) => {}
@@ -210,6 +212,7 @@ fn replay(
         )),
     }
     })?;
+    losses.report.notes.extend(log_ends_early(next, root.catalog.next));
     losses.report.log_records = seen.records;
     failed.map_or_else(|| target.flush(), Err)
 }
