@@ -98,6 +98,10 @@ pub(crate) fn salvage(
         }
     };
     let mut inspector = inspector_of(from)?;
+    // A newer release's file is not damaged, and what this one makes of it would be wrong.
+    if let Err(error @ betree_pager::Error::UnknownVersion { .. }) = inspector.newest() {
+        return Err(error.into());
+    }
     let (roots, trust) = find_roots(&mut inspector, &mut losses);
     let Some(best) = roots.first() else {
         return Err(Error::Corrupt {

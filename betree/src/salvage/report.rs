@@ -9,6 +9,9 @@ use crate::spans::Spans;
 /// Most damages that a report names.
 const MAX_DAMAGE: usize = 10_000;
 
+/// Most places that are remembered as counted; more may be counted twice.
+const MAX_SEEN: usize = 1 << 20;
+
 /// A range of keys.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct KeyRange {
@@ -141,8 +144,12 @@ impl Losses {
         if let (Some(keyspace), Some(range)) = (&damage.keyspace, &damage.range) {
             self.suspect.entry(keyspace.clone()).or_default().insert(&range.low, range.high.as_deref());
         }
-        if !self.seen.insert((damage.structure, damage.file.clone(), damage.offset)) {
+        let place = (damage.structure, damage.file.clone(), damage.offset);
+        if self.seen.contains(&place) {
             return;
+        }
+        if self.seen.len() < MAX_SEEN {
+            self.seen.insert(place);
         }
         self.report.damages += 1;
         if self.report.damage.len() < MAX_DAMAGE {

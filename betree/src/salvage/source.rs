@@ -18,6 +18,8 @@ use crate::types::Seqno;
 const MAX_FOUND: usize = 16;
 /// Pages that are asked for the salt.
 const MAX_VOTERS: usize = 4096;
+/// Longest of them.
+const MAX_VOTER: u32 = 1 << 20;
 /// Longest page that is believed when a search meets it.
 const MAX_PAGE: usize = 256 << 20;
 
@@ -43,6 +45,7 @@ pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> (Vec
     }
     let bad = |pair: &[betree_pager::SlotState]| pair.iter().all(|slot| matches!(slot.content, Some(Err(_))));
     let mut lost = slots.chunks(2).any(bad);
+    let mut catalog_lost = false;
     let mut superblocks: Vec<_> = slots.into_iter().filter_map(|slot| slot.content?.ok()).collect();
     superblocks.sort_by_key(|superblock| std::cmp::Reverse(superblock.epoch));
     superblocks.dedup_by_key(|superblock| superblock.epoch);
@@ -71,7 +74,7 @@ pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> (Vec
                 if roots.is_empty() {
                     let what = page.err().map_or("it does not decode".into(), |error| error.to_string());
                     losses.file("catalog", pointer.offset, pointer.len.into(), format!("{origin}: {what}"));
-                    lost = true;
+                    (lost, catalog_lost) = (true, true);
                 }
             }
             None => lost |= roots.is_empty(),
@@ -89,11 +92,11 @@ pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> (Vec
         if let Some(best) = found.first().map(|root| age(&root.catalog)) {
             let equals = found.iter().take_while(|root| age(&root.catalog) == best).count();
             found[..equals].sort_by_cached_key(|root| unreadable_nodes(inspector, &root.catalog));
-            if newest.is_none_or(|newest| newest == best) {
+            if catalog_lost || newest.is_none_or(|newest| newest == best) {
                 losses
                     .report
                     .notes
-                    .push("a newer checkpoint may have been lost: all keys are suspect".into());
+                    .push("a newer checkpoint may have been lost: all keys are suspect, and keyspaces made or dropped since are not known".into());
                 losses.all_suspect();
             }
         }
@@ -124,8 +127,8 @@ fn search(inspector: &mut Inspector) -> Vec<Root> {
         }
     });
     if !inspector.has_salt() {
-        let voters: Vec<_> =
-            pages.iter().rev().take(MAX_VOTERS).map(|&(offset, len, _)| (offset, len)).collect();
+        let short = pages.iter().rev().filter(|page| page.1 <= MAX_VOTER);
+        let voters: Vec<_> = short.take(MAX_VOTERS).map(|&(offset, len, _)| (offset, len)).collect();
         inspector.find_salt(&voters);
     }
     let mut roots: Vec<Root> = Vec::new();
