@@ -37,7 +37,7 @@ use crate::types::{KeyspaceId, Seqno};
 use crate::{Error, Result};
 
 /// Page type of catalogs.
-const TYPE_CATALOG: u8 = 4;
+pub(crate) const TYPE_CATALOG: u8 = 4;
 const HEADER: usize = 16;
 
 /// What the durable checkpoint needs alive.
@@ -92,7 +92,7 @@ impl Catalog {
         out
     }
 
-    fn decode(page: &[u8]) -> Option<Catalog> {
+    pub(crate) fn decode(page: &[u8]) -> Option<Catalog> {
         let reserved = page.get(5..8)?.iter().chain(page.get(12..HEADER)?);
         if *page.get(4)? != TYPE_CATALOG || reserved.into_iter().any(|&b| b != 0) {
             return None;

@@ -135,7 +135,7 @@ impl RunCursor {
     pub(crate) fn page_wanted(&self, seek: Seek<'_>, meta: Page) -> Result<Option<PagerPageRef<'_>>> {
         let Some(index) = self.segment_for(seek) else { return Ok(None) };
         let segment = &self.run.segments[index];
-        let meta = Meta::parse(segment, meta)?;
+        let meta = Meta::parse(meta, segment.extent.offset(), segment.data_len)?;
         let page = match seek {
             Seek::At(key) | Seek::Before(Some(key)) => meta.page_of(key),
             Seek::Before(None) => meta.pages() - 1,

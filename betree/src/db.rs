@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use betree_storage::Storage;
 use parking_lot::Mutex;
 
-use crate::check::{CheckReport, check};
+use crate::check::{CheckReport, Progress, check};
 use crate::options::{Builder, Durability, KeyspaceOptions};
 use crate::recovery;
 use crate::shared::Shared;
@@ -304,13 +304,22 @@ impl Db {
         shared.checkpoint_now()
     }
 
-    /// Checks every invariant and every checksum of the trees as they are now. Reads everything.
+    /// Checks every invariant and every checksum of the trees as they are now, and of what the last checkpoint wrote. Reads everything
+    /// from the device, whatever the page cache has. A closed database is checked by [`Builder::check_at`].
     ///
     /// # Errors
-    /// Those of the device. What is wrong with the data is not an error but in the report.
+    /// Those of the device, after everything else was checked. What is wrong with the data is not an error but in the report.
     pub fn check(&self) -> Result<CheckReport> {
+        self.check_with(&mut |_| ())
+    }
+
+    /// As [`Db::check`], and says how far it has come.
+    ///
+    /// # Errors
+    /// As [`Db::check`].
+    pub fn check_with(&self, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
         self.shared().check_open()?;
-        check(self.shared())
+        check(self.shared(), progress)
     }
 
     /// Moves everything down to the leaves, and checkpoints. Reads are cheapest and space is least after it.

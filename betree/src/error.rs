@@ -39,6 +39,12 @@ pub enum Error {
         /// The directory.
         path: String,
     },
+    /// A directory for a new database has files in it already.
+    #[error("{path}: there are files here; an empty directory is needed")]
+    NotEmpty {
+        /// The directory.
+        path: String,
+    },
     /// The device is full: the write had no effect; reads go on, and writing resumes when there is room.
     #[error("no space left on the device ({file})")]
     NoSpace {

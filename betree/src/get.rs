@@ -103,7 +103,7 @@ impl<'a> Lookup<'a> {
                 if self.meta.is_none() {
                     let want = Want::meta(segment);
                     let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
-                    self.meta = Some(Meta::parse(segment, page)?);
+                    self.meta = Some(Meta::parse(page, segment.extent.offset(), segment.data_len)?);
                 }
                 let meta = self.meta.as_ref().filter(|m| m.may_contain(self.hash));
                 if let Some(meta) = meta {

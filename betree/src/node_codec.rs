@@ -16,8 +16,8 @@
 //! bytes   := length | bytes
 //! ```
 //!
-//! A segment that several runs share is written with each; reading joins them again by their offset. Decoding bounds
-//! every count by the bytes left and checks `node.pivots_sorted`, `buffer.runs_ordered` and `tree.levels_uniform` as it goes.
+//! A segment that several runs share is written with each; reading joins them again by their offset. Decoding (`stored`) bounds
+//! every count by the bytes left; a node that breaks `node.pivots_sorted`, `buffer.runs_ordered` or `tree.levels_uniform` is refused.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -28,15 +28,11 @@ use crate::message::{get_varint, put_varint};
 use crate::node::{Child, Leaf, Node, NodePlace, Queued, Target};
 use crate::run::Run;
 use crate::segment::Segment;
-use crate::spans::Spans;
-use crate::types::Seqno;
+use crate::stored::{HEADER, StoredNode, StoredRun, StoredSegment, StoredTarget};
 use crate::{Error, Result};
 
 /// Page type of nodes.
 pub(crate) const TYPE_NODE: u8 = 3;
-const HEADER: usize = 16;
-/// Deepest tree that is believed: a fanout of 2 over more blocks than a file can have.
-const MAX_LEVEL: u64 = 64;
 
 /// Place and checksum of a node, as its parent (or the catalog) stores it.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
@@ -82,14 +78,14 @@ pub(crate) fn get_u32(input: &mut &[u8]) -> Option<u32> {
     Some(u32::from_le_bytes(*bytes))
 }
 
-fn get_u8(input: &mut &[u8]) -> Option<u8> {
+pub(crate) fn get_u8(input: &mut &[u8]) -> Option<u8> {
     let (&byte, rest) = input.split_first()?;
     *input = rest;
     Some(byte)
 }
 
 /// A count of things that take at least one byte each.
-fn get_count(input: &mut &[u8]) -> Option<usize> {
+pub(crate) fn get_count(input: &mut &[u8]) -> Option<usize> {
     let count = usize::try_from(get_varint(input)?).ok()?;
     (count <= input.len()).then_some(count)
 }
@@ -174,154 +170,69 @@ impl<'a> NodeReader<'a> {
     ) -> Result<Arc<Node>> {
         let extent = self.pager.adopt(pointer.offset, pointer.len)?;
         let page = self.pager.get(&extent, 0, pointer.len, pointer.crc, PageKind::Node)?;
-        let lie = |detail: &str| corrupt(pointer.offset, detail);
-        let body = page.get(8..12).and_then(|mut b| get_u32(&mut b)).unwrap_or(0) as usize;
-        if page.get(4) != Some(&TYPE_NODE) {
-            return Err(lie("page type is not that of a node"));
+        let stored = StoredNode::decode(&page, pointer.offset)?;
+        let mut fault = None;
+        stored.faults(level.map(u64::from), low, high, &mut |what| {
+            fault.get_or_insert(what);
+        });
+        if let Some(fault) = fault {
+            return Err(corrupt(pointer.offset, &fault));
         }
-        if page[5..8].iter().chain(&page[12..HEADER]).any(|&b| b != 0) {
-            return Err(lie("reserved bytes are not zero"));
+        let mut queue = Vec::with_capacity(stored.queue.len());
+        for (number, run) in &stored.queue {
+            queue.push(Queued { number: *number, run: self.run(run)? });
         }
-        let mut input = page.get(HEADER..HEADER + body).ok_or_else(|| lie("the body is cut off"))?;
-        let input = &mut input;
-        let short = || corrupt(pointer.offset, "the body does not decode");
-
-        let own_level = get_varint(input).ok_or_else(short)?;
-        if own_level == 0 || own_level > MAX_LEVEL || level.is_some_and(|l| u64::from(l) != own_level) {
-            return Err(lie("tree.levels_uniform: the level is not one below the parent's"));
-        }
-        let next_number = get_varint(input).ok_or_else(short)?;
-        let mut queue: Vec<Queued> = Vec::new();
-        for _ in 0..get_count(input).ok_or_else(short)? {
-            let number = get_varint(input).ok_or_else(short)?;
-            let run = self.run(input).ok_or_else(short)??;
-            if number >= next_number
-                || queue.last().is_some_and(|q| q.number >= number || q.run.last >= run.first)
-            {
-                return Err(lie("buffer.runs_ordered: numbers and Seqnos do not ascend"));
-            }
-            queue.push(Queued { number, run: Arc::new(run) });
-        }
-        let count = get_count(input).ok_or_else(short)?;
-        let mut drafts: Vec<(Child, Option<NodePointer>)> = Vec::with_capacity(count);
-        for i in 0..count {
-            let child_low = get_bytes(input).ok_or_else(short)?;
-            let sorted = match drafts.last() {
-                None => i > 0 || *child_low == *low,
-                Some((before, _)) => *before.low < *child_low,
-            };
-            if !sorted || high.is_some_and(|h| child_low >= h) {
-                return Err(lie("node.pivots_sorted: the low keys do not ascend within the node's range"));
-            }
-            let cursor = get_varint(input).ok_or_else(short)?;
-            let pending = get_varint(input).ok_or_else(short)?;
-            if cursor > next_number {
-                return Err(lie("buffer.cursor_monotone: a cursor is above the next run number"));
-            }
-            let (target, pointer) = match (get_u8(input).ok_or_else(short)?, own_level) {
-                (0, 1) => (Target::Leaf(self.leaf(input).ok_or_else(short)??), None),
-                (1, 2..) => {
-                    let pointer = NodePointer::decode(input).ok_or_else(short)?;
-                    (Target::Leaf(Leaf::new(None, Vec::new())), Some(pointer))
+        let mut children = Vec::with_capacity(stored.children.len());
+        let own_level = stored.level as u32;
+        for (i, child) in stored.children.iter().enumerate() {
+            let target = match &child.target {
+                StoredTarget::Leaf { deltas, base } => {
+                    let base = base.as_ref().map(|run| self.run(run)).transpose()?;
+                    let deltas = deltas.iter().map(|run| self.run(run)).collect::<Result<_>>()?;
+                    Target::Leaf(Leaf::new(base, deltas))
                 }
-                _ => return Err(lie("tree.levels_uniform: a child is not of the level below")),
+                StoredTarget::Node(below) => {
+                    let child_high = stored.high_of(i, high);
+                    Target::Node(self.read(*below, Some(own_level - 1), &child.low, child_high)?)
+                }
             };
-            drafts.push((Child { low: Arc::from(child_low), cursor, pending, target }, pointer));
-        }
-        if drafts.is_empty() || !input.is_empty() {
-            return Err(lie("no children, or bytes left over"));
-        }
-        let ends: Vec<_> = drafts[1..].iter().map(|(c, _)| c.low.clone()).collect();
-        let mut children = Vec::with_capacity(drafts.len());
-        for (i, (mut child, below)) in drafts.into_iter().enumerate() {
-            if let Some(below) = below {
-                let child_high = ends.get(i).map(|k| &k[..]).or(high);
-                child.target =
-                    Target::Node(self.read(below, Some(own_level as u32 - 1), &child.low, child_high)?);
-            }
-            children.push(child);
+            let low = Arc::from(&child.low[..]);
+            children.push(Child { low, cursor: child.cursor, pending: child.pending, target });
         }
         let place = OnceLock::new();
         let _ = place.set(NodePlace { extent: Arc::new(extent), len: pointer.len, crc: pointer.crc });
-        Ok(Arc::new(Node { level: own_level as u32, children, queue, next_number, place }))
+        Ok(Arc::new(Node { level: own_level, children, queue, next_number: stored.next_number, place }))
     }
 
-    fn leaf(&mut self, input: &mut &[u8]) -> Option<Result<Arc<Leaf>>> {
-        let mut deltas = Vec::new();
-        for _ in 0..get_count(input)? {
-            match self.run(input)? {
-                Ok(run) => deltas.push(Arc::new(run)),
-                Err(e) => return Some(Err(e)),
-            }
-        }
-        let base = match get_u8(input)? {
-            0 => None,
-            1 => match self.run(input)? {
-                Ok(run) => Some(Arc::new(run)),
-                Err(e) => return Some(Err(e)),
-            },
-            _ => return None,
-        };
-        Some(Ok(Leaf::new(base, deltas)))
+    fn run(&mut self, stored: &StoredRun) -> Result<Arc<Run>> {
+        let segments = stored.segments.iter().map(|s| self.segment(s)).collect::<Result<_>>()?;
+        Ok(Arc::new(Run { segments, spans: stored.spans.clone(), first: stored.first, last: stored.last }))
     }
 
-    fn run(&mut self, input: &mut &[u8]) -> Option<Result<Run>> {
-        let (first, last) = (Seqno(get_varint(input)?), Seqno(get_varint(input)?));
-        let mut segments: Vec<Arc<Segment>> = Vec::new();
-        for _ in 0..get_count(input)? {
-            match self.segment(input)? {
-                Ok(segment) => {
-                    if segments.last().is_some_and(|s| s.max >= segment.min) {
-                        return Some(Err(segment.corrupt(0, "run", "run.segments_ascend: segments overlap")));
-                    }
-                    segments.push(segment);
-                }
-                Err(e) => return Some(Err(e)),
-            }
-        }
-        let spans = Spans::decode(get_bytes(input)?)?;
-        (first <= last).then_some(Ok(Run { segments, spans, first, last }))
-    }
-
-    fn segment(&mut self, input: &mut &[u8]) -> Option<Result<Arc<Segment>>> {
-        let offset = get_varint(input)?.checked_mul(BLOCK as u64)?;
-        let data_len = u32::try_from(get_varint(input)?.checked_mul(BLOCK as u64)?).ok()?;
-        let meta_len = u32::try_from(get_varint(input)?.checked_mul(BLOCK as u64)?).ok()?;
-        let meta_crc = get_u32(input)?;
-        let messages = u32::try_from(get_varint(input)?).ok()?;
-        let (min, max) = (get_bytes(input)?, get_bytes(input)?);
-        let mut samples: Vec<Box<[u8]>> = Vec::new();
-        for _ in 0..get_count(input)? {
-            samples.push(get_bytes(input)?.into());
-        }
-        let len = data_len.checked_add(meta_len)?;
-        if data_len == 0 || meta_len == 0 || min > max {
-            return None;
-        }
+    fn segment(&mut self, stored: &StoredSegment) -> Result<Arc<Segment>> {
+        let offset = stored.offset;
         if let Some(known) = self.segments.get(&offset) {
-            let same = known.data_len == data_len && known.meta_crc == meta_crc && *known.min == *min;
-            return Some(if same {
+            let same = known.data_len == stored.data_len
+                && known.meta_crc == stored.meta_crc
+                && known.min == stored.min;
+            return if same {
                 Ok(known.clone())
             } else {
                 Err(corrupt(offset, "extent.owned_once: two different segments at one place"))
-            });
+            };
         }
-        let extent = match self.pager.adopt(offset, len) {
-            Ok(extent) => Arc::new(extent),
-            Err(e) => return Some(Err(e.into())),
-        };
         let segment = Arc::new(Segment {
-            extent,
-            data_len,
-            meta_len,
-            meta_crc,
-            messages,
-            min: min.into(),
-            max: max.into(),
-            samples: samples.into(),
+            extent: Arc::new(self.pager.adopt(offset, stored.len())?),
+            data_len: stored.data_len,
+            meta_len: stored.meta_len,
+            meta_crc: stored.meta_crc,
+            messages: stored.messages,
+            min: stored.min.clone(),
+            max: stored.max.clone(),
+            samples: stored.samples.clone(),
         });
         self.segments.insert(offset, segment.clone());
-        Some(Ok(segment))
+        Ok(segment)
     }
 }
 

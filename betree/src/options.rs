@@ -7,7 +7,9 @@ use std::time::Duration;
 use betree_storage::Storage;
 use serde::{Deserialize, Serialize};
 
+use crate::check::{CheckReport, Progress, offline};
 use crate::operator::MergeOperator;
+use crate::salvage::{self, SalvageReport};
 use crate::{Db, Result};
 
 /// When a write that returned survives what.
@@ -212,5 +214,58 @@ impl Builder {
     /// Opens (or creates) the database on another storage, such as a simulated disk.
     pub fn open_on(self, storage: Arc<dyn Storage>) -> Result<Db> {
         Db::open_on(storage, self)
+    }
+
+    /// Checks the closed database in the directory `path` without changing anything there: superblocks, catalog, nodes, runs, pages, log.
+    /// Damage that keeps it from opening is in the report like any other. Of the options only what is needed to read is used.
+    ///
+    /// # Errors
+    /// [`crate::Error::Locked`] if it is open elsewhere; [`crate::Error::Missing`] if there is none.
+    pub fn check_at(
+        &self,
+        path: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<CheckReport> {
+        self.check_on(&*offline::storage_of(path.as_ref())?, progress)
+    }
+
+    /// As [`Builder::check_at`], on another storage.
+    ///
+    /// # Errors
+    /// As [`Builder::check_at`].
+    pub fn check_on(&self, storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
+        offline::check(storage, progress)
+    }
+
+    /// Reads everything that still verifies out of the damaged (or undamaged) database in `from` into a fresh one in `into`, and says what was
+    /// lost. Nothing in `from` is changed. The builder's options and merge operators are those of the new database; keyspaces whose
+    /// operator is not among them are left out.
+    ///
+    /// Keys outside the report's suspect ranges are exactly as they were; a key inside has a value that it once had, or is absent.
+    ///
+    /// # Errors
+    /// [`crate::Error::Missing`] if there is no database in `from`, [`crate::Error::Locked`] if it is open, [`crate::Error::NotEmpty`] if
+    /// `into` has files, [`crate::Error::Corrupt`] if not even the names of keyspaces can be found; errors of writing. What cannot be
+    /// read is not an error but in the report. After an error what lies in `into` is incomplete.
+    pub fn salvage(
+        self,
+        from: impl AsRef<Path>,
+        into: impl AsRef<Path>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<SalvageReport> {
+        salvage::salvage_at(from.as_ref(), into.as_ref(), self, progress)
+    }
+
+    /// As [`Builder::salvage`], on other storages.
+    ///
+    /// # Errors
+    /// As [`Builder::salvage`].
+    pub fn salvage_on(
+        self,
+        from: &dyn Storage,
+        into: Arc<dyn Storage>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<SalvageReport> {
+        salvage::salvage(from, || Ok(into), self, progress)
     }
 }

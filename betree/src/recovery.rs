@@ -84,14 +84,18 @@ fn cache_bytes(options: &Options, memtable: usize) -> usize {
     options.memory.saturating_sub(3 * memtable).saturating_sub(options.memory / 4).max(options.memory / 8)
 }
 
+/// The built-in operators and those given, by name.
+pub(crate) fn operators(given: &[Arc<dyn MergeOperator>]) -> HashMap<String, Arc<dyn MergeOperator>> {
+    let built_in: [Arc<dyn MergeOperator>; 4] =
+        [Arc::new(AddI64), Arc::new(Append), Arc::new(Max), Arc::new(Min)];
+    built_in.into_iter().chain(given.iter().cloned()).map(|o| (o.name().to_string(), o)).collect()
+}
+
 /// See the module's text.
 pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Shared>> {
     let Builder { options, operators } = builder;
     let memtable_bytes = check_options(&options)?;
-    let built_in: [Arc<dyn MergeOperator>; 4] =
-        [Arc::new(AddI64), Arc::new(Append), Arc::new(Max), Arc::new(Min)];
-    let operators: HashMap<String, Arc<dyn MergeOperator>> =
-        built_in.into_iter().chain(operators).map(|o| (o.name().to_string(), o)).collect();
+    let operators = self::operators(&operators);
 
     let lock = storage.lock()?;
     let pager_options = betree_pager::Options {

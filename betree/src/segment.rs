@@ -67,11 +67,6 @@ impl Segment {
         }
     }
 
-    /// Whether `key` lies between the smallest and the largest key.
-    pub(crate) fn covers(&self, key: &[u8]) -> bool {
-        *self.min <= *key && *key <= *self.max
-    }
-
     /// Whether any key in `low..high` may be here.
     pub(crate) fn overlaps(&self, low: &[u8], high: Option<&[u8]>) -> bool {
         *self.max >= *low && high.is_none_or(|h| *self.min < *h)
@@ -99,7 +94,7 @@ impl Segment {
     /// The meta block, from the cache or by one read.
     pub(crate) fn meta(&self, pager: &Pager) -> Result<Meta> {
         let page = pager.get(&self.extent, self.data_len, self.meta_len, self.meta_crc, PageKind::Meta)?;
-        Meta::parse(self, page)
+        Meta::parse(page, self.extent.offset(), self.data_len)
     }
 
     /// A data page, from the cache or by one read.
@@ -124,7 +119,14 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 }
 
 impl Meta {
-    pub(crate) fn parse(segment: &Segment, page: Page) -> Result<Meta> {
+    /// Reads the meta block of the segment at `offset` that has `data_len` bytes of data pages.
+    pub(crate) fn parse(page: Page, offset: u64, data_len: u32) -> Result<Meta> {
+        let lie = |detail: &str| Error::Corrupt {
+            file: betree_pager::FILE_NAME.to_string(),
+            offset: offset + u64::from(data_len),
+            structure: "meta block",
+            detail: detail.to_string(),
+        };
         let bytes = &page[..];
         let field = |at| u32_at(bytes, at).unwrap_or(0) as usize;
         let (pages, filter_len, keys_len) = (field(8), field(12), field(16));
@@ -135,12 +137,12 @@ impl Meta {
             || filter_len % filter::LINE != 0
             || keys + keys_len > bytes.len()
         {
-            return Err(segment.corrupt(segment.data_len, "meta block", "the header does not add up"));
+            return Err(lie("the header does not add up"));
         }
         if bytes[5..8].iter().chain(&bytes[24..META_HEADER]).any(|&b| b != 0) {
-            return Err(segment.corrupt(segment.data_len, "meta block", "reserved bytes are not zero"));
+            return Err(lie("reserved bytes are not zero"));
         }
-        Ok(Meta { pages, data_len: segment.data_len, table, keys, keys_len, page })
+        Ok(Meta { pages, data_len, table, keys, keys_len, page })
     }
 
     pub(crate) fn pages(&self) -> usize {
@@ -174,6 +176,18 @@ impl Meta {
             at,
             len: end - at,
             crc: u32_at(&self.page, row + 4)?,
+        })
+    }
+
+    /// `segment.pages_tile_the_data`: the first page that does not begin where the one before ends.
+    pub(crate) fn first_gap(&self) -> Option<usize> {
+        let mut end = 0;
+        (0..self.pages).find(|&index| match self.place(index) {
+            Some(place) if place.at == end => {
+                end = place.at + place.len;
+                false
+            }
+            _ => true,
         })
     }
 

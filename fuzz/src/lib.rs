@@ -2,12 +2,13 @@
 //!
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
 //! database, `model` runs random operations under random options, `simulate` crashes at every operation of the simulated disk,
-//! `faults` makes the disk fail, `corrupt` flips its bytes. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
+//! `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole databases and salvages them. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
 
 mod content;
 pub mod corrupt;
 pub mod faults;
 pub mod model;
+pub mod salvage;
 mod session;
 mod shape;
 pub mod simulate;

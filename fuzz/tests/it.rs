@@ -10,6 +10,7 @@ use betree_fuzz::Shape;
 use betree_fuzz::corrupt::{Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
+use betree_fuzz::salvage::{DATA, Healed, Patient, Wound};
 use betree_fuzz::simulate::{self, Plan};
 use betree_testkit::{Rng, SimStorage};
 
@@ -202,5 +203,90 @@ fn a_keyspace_that_another_thread_creates_is_durable_before_it_is_handed_out() {
             assert_eq!(value.as_deref(), Some(&b"value"[..]), "a synced write is gone in round {round}");
             creator.join().unwrap();
         });
+    }
+}
+
+#[test]
+fn an_undamaged_database_is_salvaged_completely_and_checked_without_a_change() {
+    for seed in seeds(4, 4) {
+        for closed in [true, false] {
+            let mut healed = Healed::default();
+            let patient = held(Patient::new(seed, 500, closed));
+            let report = held(patient.treat(&[], &mut healed)).expect("there is something to start from");
+            assert!(report.is_complete() && report.damages == 0, "seed {seed}: {report:?}");
+            assert_eq!((healed.lost, healed.complete), (0, 1), "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn every_damaged_page_of_the_data_file_costs_no_more_than_the_report_says() {
+    for seed in seeds(2, 1) {
+        let patient = held(Patient::new(seed, 400, seed % 2 == 0));
+        let mut rng = Rng::new(seed);
+        for (page_type, structure) in [(1, "data page"), (2, "meta block"), (3, "node"), (4, "catalog")] {
+            let mut healed = Healed::default();
+            let mut blocks = patient.blocks(page_type);
+            rng.shuffle(&mut blocks);
+            let mut named = 0;
+            for block in blocks.into_iter().take(60) {
+                let wound = Wound::Bytes(DATA.into(), block + 4 + rng.below(500), rng.between(1, 90));
+                let report = held(patient.treat(&[wound], &mut healed));
+                named += u64::from(report.is_some_and(|r| r.damage.iter().any(|d| d.structure == structure)));
+            }
+            assert!(named + healed.hopeless > 0, "seed {seed}: no {structure} was ever reported: {healed:?}");
+            assert!(healed.saved > healed.lost || page_type == 4, "seed {seed}: {structure}: {healed:?}");
+        }
+    }
+}
+
+#[test]
+fn damaged_superblocks_in_any_combination_leave_something_to_salvage() {
+    for seed in seeds(2, 1) {
+        let patient = held(Patient::new(seed, 300, true));
+        for lost in 0..16u64 {
+            let slots: Vec<u64> = (0..4).filter(|slot| lost >> slot & 1 == 1).collect();
+            let mut healed = Healed::default();
+            let report = held(patient.treat(&Patient::slots(&slots), &mut healed));
+            let report = report.unwrap_or_else(|| panic!("seed {seed}: slots {slots:?}: nothing"));
+            let named = report.damage.iter().filter(|d| d.structure == "superblock").count();
+            assert_eq!(named, slots.len(), "seed {seed}");
+            // The catalog is found by its page type even without any superblock.
+            assert_eq!(healed.lost, 0, "seed {seed}: slots {slots:?}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn damaged_and_missing_log_files_cost_no_more_than_the_report_says() {
+    for seed in seeds(3, 2) {
+        let patient = held(Patient::new(seed, 300, false));
+        let mut rng = Rng::new(seed);
+        let mut healed = Healed::default();
+        for (name, bytes) in patient.files().iter().filter(|(name, _)| name.starts_with("log")) {
+            let len = bytes.len() as u64;
+            held(patient.treat(&[Wound::Gone(name.clone())], &mut healed));
+            held(patient.treat(&[Wound::Cut(name.clone(), rng.below(len))], &mut healed));
+            held(patient.treat(&[Wound::Bytes(name.clone(), 0, 64)], &mut healed));
+            for _ in 0..6 {
+                let at = rng.below(len);
+                held(patient.treat(&[Wound::Bytes(name.clone(), at, 1)], &mut healed));
+            }
+        }
+        assert!(healed.salvages > 0 && healed.hopeless == 0, "seed {seed}: {healed:?}");
+    }
+}
+
+#[test]
+fn random_damage_never_costs_more_than_the_report_says() {
+    for seed in seeds(6, 6) {
+        let patient = held(Patient::new(seed, 300, seed % 2 == 0));
+        let mut rng = Rng::new(seed);
+        let mut healed = Healed::default();
+        for _ in 0..20 {
+            let wounds = patient.random_wounds(&mut rng);
+            held(patient.treat(&wounds, &mut healed));
+        }
+        println!("seed {seed}: {healed:?}");
     }
 }

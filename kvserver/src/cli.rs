@@ -1,4 +1,4 @@
-//! The command line: `serve`, `load`, `check`, and a look into a database without a server.
+//! The command line: `serve`, `load`, `check`, `salvage`, and a look into a database without a server.
 
 use std::io::Write;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{Durability, Settings, parse_size};
-use crate::{load, offline, server};
+use crate::{load, offline, rescue, server};
 
 /// A standalone server for betree that speaks the Redis protocol.
 ///
@@ -27,8 +27,10 @@ enum Command {
     Serve(Serve),
     /// Load records from a file or standard input into a database that no server has open.
     Load(load::Options),
-    /// Check everything in a database; exit code 1 if there are problems.
-    Check(offline::Place),
+    /// Check everything in a database without changing it; exit code 1 if there are problems.
+    Check(rescue::Check),
+    /// Read everything that still verifies out of a damaged database into a new one, and say what was lost; exit code 1 if anything was.
+    Salvage(rescue::Salvage),
     /// Print the value of a key.
     Get(offline::Get),
     /// Print keys and values between two ends (`-` and `+`: all; `(key`: without it), a tab between them.
@@ -81,7 +83,8 @@ pub fn run() -> ExitCode {
         None => serve(Settings::default()),
         Some(Command::Serve(arguments)) => settings(arguments).and_then(serve),
         Some(Command::Load(options)) => load::run(&options),
-        Some(Command::Check(place)) => offline::check(&place),
+        Some(Command::Check(check)) => rescue::check(&check),
+        Some(Command::Salvage(salvage)) => rescue::salvage(&salvage),
         Some(Command::Get(get)) => offline::get(&get),
         Some(Command::Range(range)) => offline::range(&range),
         Some(Command::Prefix(prefix)) => offline::prefix(&prefix),

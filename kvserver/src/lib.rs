@@ -25,6 +25,7 @@ pub mod metrics;
 pub mod number;
 pub mod offline;
 pub mod pending;
+pub mod rescue;
 pub mod resp;
 pub mod server;
 pub mod session;

@@ -1,4 +1,4 @@
-//! A look into a database that no server has open: check, get, range, prefix, stats.
+//! A look into a database that no server has open: get, range, prefix, stats.
 
 use std::io::{self, BufWriter, Write};
 use std::ops::Bound;
@@ -78,29 +78,6 @@ fn open(place: &Place) -> Result<Db, String> {
 
 fn text(error: impl std::fmt::Display) -> String {
     error.to_string()
-}
-
-/// Checks everything.
-pub fn check(place: &Place) -> Result<ExitCode, String> {
-    let db = open(place)?;
-    let report = db.check().map_err(text)?;
-    println!(
-        "{}: {} nodes, {} leaves, {} runs, {} segments, {} pages read",
-        place.dir.display(),
-        report.nodes,
-        report.leaves,
-        report.runs,
-        report.segments,
-        report.pages
-    );
-    report.problems.iter().for_each(|problem| println!("problem: {problem}"));
-    db.close().map_err(text)?;
-    if report.is_clean() {
-        println!("clean");
-        return Ok(ExitCode::SUCCESS);
-    }
-    println!("{} problems", report.problems.len());
-    Ok(ExitCode::FAILURE)
 }
 
 /// Prints the engine's counters.

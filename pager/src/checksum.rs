@@ -18,6 +18,10 @@ use crate::error::{Error, Result};
 
 /// Bytes of the checksum at a page's beginning.
 pub(crate) const CHECKSUM: usize = 4;
+/// Bytes of a page's place as they enter the salt.
+const PLACE: usize = 12;
+/// CRC-32 (IEEE), reflected.
+const POLYNOMIAL: u32 = 0xedb8_8320;
 
 /// Computes page checksums for one file.
 #[derive(Debug, Clone, Copy)]
@@ -31,8 +35,31 @@ impl Sealer {
         Self { base: crc32fast::hash(&uuid.to_le_bytes()) }
     }
 
+    /// From the crc of the uuid, when the uuid itself is lost.
+    pub(crate) fn from_base(base: u32) -> Self {
+        Self { base }
+    }
+
+    /// The crc of the uuid that makes `page` valid at its place: every page has exactly one, and only pages of one file
+    /// agree on it. `None` if the page is shorter than its checksum.
+    pub(crate) fn base_of(page: &[u8], file_offset: u64) -> Option<u32> {
+        let stored = stored(page)?;
+        // A crc is linear in its initial value: what the initial value 0 leaves over went through as many zero bits as
+        // the page and its place have, and each of those steps can be undone.
+        let mut left = stored ^ Self { base: 0 }.crc(page, file_offset);
+        for _ in 0..(page.len() - CHECKSUM + PLACE) * 8 {
+            left = if left & 0x8000_0000 == 0 { left << 1 } else { (left ^ POLYNOMIAL) << 1 | 1 };
+        }
+        Some(left)
+    }
+
+    /// Whether the page's own checksum fits its content and place, whatever its parent holds.
+    pub(crate) fn fits(self, page: &[u8], file_offset: u64) -> bool {
+        stored(page) == Some(self.crc(page, file_offset))
+    }
+
     fn crc(self, page: &[u8], file_offset: u64) -> u32 {
-        let mut place = [0; 12];
+        let mut place = [0; PLACE];
         place[..8].copy_from_slice(&file_offset.to_le_bytes());
         place[8..].copy_from_slice(&(page.len() as u32).to_le_bytes());
         let mut salt = crc32fast::Hasher::new_with_initial(self.base);
@@ -114,6 +141,17 @@ mod tests {
         assert!(sealer.verify("f", &page[..2048], 65536, crc).unwrap_err().is_corruption());
         assert!(sealer.verify("f", &page[..3], 65536, crc).unwrap_err().is_corruption());
         assert!(Sealer::new(8).verify("f", &page, 65536, crc).unwrap_err().is_corruption());
+    }
+
+    #[test]
+    fn the_crc_of_the_uuid_follows_from_any_intact_page() {
+        let sealer = Sealer::new(0x1234_5678_9abc_def0_0fed_cba9_8765_4321);
+        let (page, _) = sealed(sealer, 1 << 20);
+        let base = Sealer::base_of(&page, 1 << 20).unwrap();
+        assert_eq!(base, sealer.base);
+        assert!(Sealer::from_base(base).fits(&page, 1 << 20));
+        assert_ne!(Sealer::base_of(&page, 1 << 21), Some(base));
+        assert_eq!(Sealer::base_of(&page[..3], 1 << 20), None);
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn open_existing(storage: &dyn Storage) -> Result<(Arc<dyn File>, Superblock)> {
     Ok((file, newest))
 }
 
-fn check_len(file_len: u64, least: u64) -> Result<()> {
+pub(crate) fn check_len(file_len: u64, least: u64) -> Result<()> {
     if file_len >= least {
         return Ok(());
     }

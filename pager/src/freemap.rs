@@ -92,6 +92,29 @@ impl FreeMap {
         })
     }
 
+    /// Whether any block of the range is free.
+    pub(crate) fn overlaps(&self, range: Range) -> bool {
+        let before = self.by_start.range(..range.end()).next_back();
+        before.is_some_and(|(start, len)| start + len > range.start)
+    }
+
+    /// What of `freemap.coalesced` does not hold.
+    pub(crate) fn audit(&self) -> Option<String> {
+        let mut before = None;
+        for (&start, &len) in &self.by_start {
+            if len == 0 || before.is_some_and(|end| end >= start) {
+                return Some(format!("the free range at block {start} is empty or touches the one before"));
+            }
+            if !self.by_len.contains(&(len, start)) {
+                return Some(format!("the free range at block {start} is not found by its length"));
+            }
+            before = Some(start + len);
+        }
+        let sum: u64 = self.by_start.values().sum();
+        let agree = self.by_len.len() == self.by_start.len() && sum == self.total;
+        (!agree).then(|| format!("{sum} free blocks, {} counted", self.total))
+    }
+
     fn add_entry(&mut self, range: Range) {
         self.by_start.insert(range.start, range.len);
         self.by_len.insert((range.len, range.start));

@@ -217,6 +217,32 @@ impl Space {
         (bytes(map.end), bytes(map.owned), bytes(map.backed.total()), bytes(map.unbacked.total()))
     }
 
+    /// See [`crate::Pager::audit`]. Nothing is on loan while `resize` is held.
+    pub(crate) fn audit(&self, owned: &[(u64, u32)]) -> Vec<String> {
+        let _resize = self.resize.lock();
+        let map = self.map.lock();
+        let mut wrong = Vec::new();
+        for free in [&map.backed, &map.unbacked] {
+            wrong.extend(free.audit().map(|what| format!("freemap.coalesced: {what}")));
+        }
+        let sum = map.backed.total() + map.unbacked.total() + map.owned;
+        if sum != map.end - FIRST {
+            let (free, end) = (map.backed.total() + map.unbacked.total(), map.end);
+            wrong.push(format!(
+                "extent.owned_once: {free} free and {} owned blocks do not make the file's {}",
+                map.owned,
+                end - FIRST
+            ));
+        }
+        for &(offset, len) in owned {
+            let range = Range { start: offset / BLOCK_U64, len: u64::from(len) / BLOCK_U64 };
+            if range.end() > map.end || map.backed.overlaps(range) || map.unbacked.overlaps(range) {
+                wrong.push(format!("extent.owned_once: {len} bytes at offset {offset} are in use and free"));
+            }
+        }
+        wrong
+    }
+
     fn kept_back(&self, claim: Claim) -> u64 {
         match claim {
             Claim::Ordinary => self.reserve,

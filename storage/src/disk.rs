@@ -38,6 +38,8 @@ pub struct DiskStorage {
     uring: bool,
     /// Whether a ring that cannot be made becomes a portable one.
     may_fall_back: bool,
+    /// Nothing in the directory is changed, not even by the lock.
+    read_only: bool,
     notes: Mutex<Vec<String>>,
 }
 
@@ -60,7 +62,24 @@ impl DiskStorage {
             },
         };
         let may_fall_back = backend == Backend::Auto;
-        Ok(Arc::new(Self { path, uring, may_fall_back, notes: Mutex::new(notes) }))
+        Ok(Arc::new(Self { path, uring, may_fall_back, read_only: false, notes: Mutex::new(notes) }))
+    }
+
+    /// Opens a directory that exists, to read only: files are opened for reading, the directory may be on a read-only
+    /// file system, and what would change it is an error. Its lock is taken if its lock file is there and can be read: a
+    /// process that has the directory in use has made it.
+    pub fn open_read_only(path: impl AsRef<Path>) -> Result<Arc<dyn Storage>> {
+        let path = path.as_ref();
+        let path = path.canonicalize().map_err(|e| directory_error("open directory", path, e))?;
+        let notes = Mutex::new(Vec::new());
+        Ok(Arc::new(Self { path, uring: false, may_fall_back: true, read_only: true, notes }))
+    }
+
+    fn check_writable(&self, op: &'static str, name: &str) -> Result<()> {
+        if !self.read_only {
+            return Ok(());
+        }
+        Err(Error::from_io(op, name, None, io::Error::from(io::ErrorKind::ReadOnlyFilesystem)))
     }
 
     fn file_path(&self, op: &'static str, name: &str) -> Result<PathBuf> {
@@ -85,7 +104,10 @@ impl Storage for DiskStorage {
         let path = self.file_path("open", name)?;
         let located = |error| Error::from_io("open", name, None, error);
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(mode == OpenMode::CreateNew);
+        if mode == OpenMode::CreateNew {
+            self.check_writable("create", name)?;
+        }
+        options.read(true).write(!self.read_only).create_new(mode == OpenMode::CreateNew);
         let file = options.open(path).map_err(located)?;
         // Set after opening: some file systems refuse the flag at creation only after they have made the file.
         let direct = caching == Caching::Direct && sys::set_direct(&file).map_err(located)?;
@@ -116,11 +138,13 @@ impl Storage for DiskStorage {
     }
 
     fn remove(&self, name: &str) -> Result<()> {
+        self.check_writable("remove", name)?;
         let path = self.file_path("remove", name)?;
         fs::remove_file(path).map_err(|e| Error::from_io("remove", name, None, e))
     }
 
     fn rename(&self, from: &str, to: &str) -> Result<()> {
+        self.check_writable("rename", from)?;
         let source = self.file_path("rename", from)?;
         let target = self.file_path("rename", to)?;
         fs::rename(source, target).map_err(|e| Error::from_io("rename", from, None, e))
@@ -135,10 +159,18 @@ impl Storage for DiskStorage {
         let path = self.path.join(LOCK_FILE);
         // Not truncated and never removed: a second opener must meet the same inode.
         let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(located)?;
+        let write = !self.read_only;
+        let file = match options.read(true).write(write).create(write).truncate(false).open(path) {
+            Ok(file) => file,
+            // Whoever has the directory in use has made the file, so without it nobody has.
+            Err(error) if self.read_only && error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Box::new(HeldLock { _file: None }));
+            }
+            Err(error) => return Err(located(error)),
+        };
         loop {
             return match file.try_lock() {
-                Ok(()) => Ok(Box::new(HeldLock { _file: file })),
+                Ok(()) => Ok(Box::new(HeldLock { _file: Some(file) })),
                 Err(TryLockError::WouldBlock) => Err(Error::Locked { path: self.path() }),
                 Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(TryLockError::Error(e)) => Err(located(e)),
@@ -176,7 +208,7 @@ impl Storage for DiskStorage {
 /// The lock lives as long as the open file.
 #[derive(Debug)]
 struct HeldLock {
-    _file: fs::File,
+    _file: Option<fs::File>,
 }
 
 impl DirLock for HeldLock {}

@@ -58,6 +58,7 @@ mod append;
 mod blank;
 mod dump;
 mod error;
+mod examine;
 mod files;
 mod format;
 mod poison;
@@ -76,6 +77,7 @@ use betree_storage::Storage;
 pub use append::Appender;
 pub use dump::dump;
 pub use error::{Error, Result};
+pub use examine::{Examined, Finding, examine};
 pub use recover::Replayed;
 pub use stats::Stats;
 

@@ -137,10 +137,20 @@ impl Reader {
     }
 
     /// Searches for valid frames at or behind `offset`, in a file whose first Lsn is `first`.
-    ///
-    /// A frame must carry the low half of the Lsn of its very position, so one comparison a byte finds the candidates.
     pub fn search(&mut self, first: Lsn, mut offset: u64) -> Result<Rest> {
         let mut rest = Rest::default();
+        while let Some((at, header)) = self.next_frame(first, offset)? {
+            rest.frames += 1;
+            rest.mark = rest.mark.max(header.mark.unwrap_or_default());
+            offset = at + header.frame_len() as u64;
+        }
+        Ok(rest)
+    }
+
+    /// The first valid frame at or behind `offset`, in a file whose first Lsn is `first`: its place and header.
+    ///
+    /// A frame must carry the low half of the Lsn of its very position, so one comparison a byte finds the candidates.
+    pub fn next_frame(&mut self, first: Lsn, mut offset: u64) -> Result<Option<(u64, FrameHeader)>> {
         while offset + FRAME_HEADER as u64 <= self.len {
             let lsn_at = |offset: u64| first.0.wrapping_add(offset - FILE_HEADER as u64);
             let piece = self.some_bytes(offset)?;
@@ -152,16 +162,12 @@ impl Reader {
                 continue;
             };
             offset += hit as u64;
-            match self.frame(offset, Lsn(lsn_at(offset)))? {
-                Ok(header) => {
-                    rest.frames += 1;
-                    rest.mark = rest.mark.max(header.mark.unwrap_or_default());
-                    offset += header.frame_len() as u64;
-                }
-                Err(_) => offset += 1,
+            if let Ok(header) = self.frame(offset, Lsn(lsn_at(offset)))? {
+                return Ok(Some((offset, header)));
             }
+            offset += 1;
         }
-        Ok(rest)
+        Ok(None)
     }
 
     /// The end of the valid frames from the file's beginning: offset and Lsn.

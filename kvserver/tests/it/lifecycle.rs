@@ -130,3 +130,78 @@ fn the_offline_commands_look_into_a_closed_database() {
     assert!(code == Some(0) && text.ends_with("clean\n"), "{text}");
     assert!(run(&["stats"]).1.contains("write_amplification"));
 }
+
+/// Names, bytes and times of change of everything in a directory.
+fn contents(dir: &std::path::Path) -> Vec<(std::ffi::OsString, Vec<u8>, std::time::SystemTime)> {
+    let mut all: Vec<_> = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let changed = entry.metadata().unwrap().modified().unwrap();
+            (entry.file_name(), std::fs::read(entry.path()).unwrap(), changed)
+        })
+        .collect();
+    all.sort();
+    all
+}
+
+/// Runs a command; its exit code, standard output and standard error.
+fn run(arguments: &[&std::ffi::OsStr]) -> (Option<i32>, String, String) {
+    let output = Command::new(BINARY).args(arguments).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code(), text(output.stdout), text(output.stderr))
+}
+
+#[test]
+fn check_and_salvage_change_nothing_and_name_what_is_damaged() {
+    let server = Server::start();
+    let mut c = server.client();
+    for i in 0..2000 {
+        c.run(&format!("SET key{i:05} value{i}"));
+    }
+    c.run("SAVE");
+    c.run("SET last one");
+    let path = server.path();
+    let check = |dir: &std::path::Path| run(&["check".as_ref(), "--dir".as_ref(), dir.as_os_str()]);
+    let (code, _, error) = check(&path);
+    assert!(code == Some(1) && error.contains("open elsewhere"), "{error}");
+
+    // Killed: there is a log to replay.
+    server.signal("-KILL");
+    let dir = server.take_dir();
+    let path = dir.path().join("db");
+    let before = contents(&path);
+    let (code, text, _) = check(&path);
+    assert!(code == Some(0) && text.ends_with("clean\n"), "{text}");
+    let into = dir.path().join("whole");
+    let salvage = |into: &std::path::Path| {
+        run(&["salvage".as_ref(), "--dir".as_ref(), path.as_os_str(), "--into".as_ref(), into.as_os_str()])
+    };
+    let (code, text, error) = salvage(&into);
+    assert!(
+        code == Some(0) && text.contains("2001 records") && text.ends_with("nothing is lost\n"),
+        "{text}{error}"
+    );
+    assert!(contents(&path) == before, "a file was changed");
+    let (code, _, error) = salvage(&into);
+    assert!(code == Some(1) && error.contains("an empty directory is needed"), "{error}");
+
+    // A data page and a superblock copy are hit.
+    let data = path.join("data.betree");
+    let mut bytes = std::fs::read(&data).unwrap();
+    let page = bytes.chunks(4096).skip(16).position(|block| block[4] == 1 && block[8] == 5).unwrap() + 16;
+    bytes[page * 4096 + 1000] ^= 1;
+    bytes[100] ^= 1;
+    std::fs::write(&data, bytes).unwrap();
+    let before = contents(&path);
+    let (code, text, _) = check(&path);
+    let place = format!("data.betree at offset {}", page * 4096);
+    assert!(code == Some(1) && text.contains(&place) && text.contains("superblock"), "{text}");
+    let (code, text, _) = salvage(&dir.path().join("part"));
+    assert!(code == Some(1) && text.contains(&format!("{place}, 4096 bytes: data page")), "{text}");
+    assert!(text.contains("keys from \"key"), "{text}");
+    assert!(contents(&path) == before, "a file was changed");
+    assert_eq!(check(&dir.path().join("part")).0, Some(0));
+    let (code, _, error) = check(&dir.path().join("nowhere"));
+    assert!(code == Some(1) && error.contains("no database here"), "{error}");
+}

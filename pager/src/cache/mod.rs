@@ -53,7 +53,8 @@ struct PageInner {
 
 impl Page {
     /// Copies a sealed page. The caller has verified or sealed it.
-    pub(crate) fn copy_of(bytes: &[u8], kind: PageKind) -> Self {
+    #[must_use]
+    pub fn copy_of(bytes: &[u8], kind: PageKind) -> Self {
         let checksum = checksum::stored(bytes).unwrap_or(0);
         Self(Arc::new(PageInner { bytes: bytes.into(), checksum, kind }))
     }

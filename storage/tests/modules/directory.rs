@@ -92,3 +92,29 @@ fn a_kernel_ring_refuses_a_file_without_descriptor_and_returns_its_buffer() {
     assert!(out.iter().all(|c| matches!(c.result, Err(Error::Io { .. }))));
     assert!(out.iter().any(|c| c.buf.is_some()));
 }
+
+#[test]
+fn a_directory_opened_to_read_only_is_read_locked_and_never_changed() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = DiskStorage::open_read_only(dir.path().join("x"));
+    assert!(missing.is_err() && !dir.path().join("x").exists());
+    std::fs::write(dir.path().join("a"), [7; 8192]).unwrap();
+    let storage = DiskStorage::open_read_only(dir.path()).unwrap();
+    drop(storage.lock().unwrap());
+    assert!(!dir.path().join("LOCK").exists(), "nobody has it open, so nothing is locked");
+    let mut buf = AlignedBuf::zeroed(4096);
+    let file = storage.open("a", OpenMode::Existing, Caching::Direct).unwrap();
+    file.read_at(4096, &mut buf).unwrap();
+    assert_eq!(buf[..], [7; 4096]);
+    assert!(file.write_at(0, &buf).is_err() && file.set_len(0).is_err());
+    assert!(storage.open("b", OpenMode::CreateNew, Caching::Buffered).is_err());
+    assert!(storage.remove("a").is_err() && storage.rename("a", "b").is_err());
+    let other = DiskStorage::open(dir.path(), Backend::Portable).unwrap();
+    let held = other.lock().unwrap();
+    assert!(matches!(storage.lock(), Err(Error::Locked { .. })));
+    drop(held);
+    let held = storage.lock().unwrap();
+    assert!(matches!(other.lock(), Err(Error::Locked { .. })));
+    drop(held);
+    assert_eq!(std::fs::read(dir.path().join("a")).unwrap(), [7; 8192]);
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use betree_storage::Storage;
 use betree_testkit::SimStorage;
-use betree_wal::{Error, Lsn};
+use betree_wal::{Error, Finding, Lsn, examine};
 
 use crate::{append_all, open, open_sim, small};
 
@@ -36,8 +36,31 @@ fn disk_of(files: &Files) -> Arc<dyn Storage> {
     disk.as_storage()
 }
 
+/// What `examine` says of the log must be what opening it comes to; behind damage it has what can be had.
+fn check_examine(files: &Files, expected: &Records, what: &str) {
+    let (mut records, mut damage) = (Records::new(), Vec::new());
+    let disk = disk_of(files);
+    let seen = examine(&*disk, Some(small().salt), Lsn(0), &mut |finding| match finding {
+        Finding::Record { lsn, payload } => records.push((lsn, payload.to_vec())),
+        Finding::Damage { file, offset, what, .. } => damage.push(format!("{file} at {offset}: {what}")),
+        Finding::Torn { .. } => {}
+    });
+    assert_eq!(seen.unwrap().records, records.len() as u64);
+    let strange = records.iter().find(|record| !expected.contains(record));
+    assert!(strange.is_none(), "{what}: a record that never was: {strange:?}");
+    assert!(records.is_sorted(), "{what}: records out of order");
+    match open(disk, &small(), Lsn(0)) {
+        Ok(opened) => {
+            assert_eq!(opened.records, records, "{what}");
+            assert_eq!(damage, Vec::<String>::new(), "{what}: the log opens");
+        }
+        Err(error) => assert!(!damage.is_empty(), "{what}: no damage found, and {error}"),
+    }
+}
+
 /// Opens a damaged log and checks the outcome. `durable` says whether the damage lies below a known-durable Lsn.
 fn check(files: &Files, expected: &Records, durable: Option<bool>, what: &str) {
+    check_examine(files, expected, what);
     match open(disk_of(files), &small(), Lsn(0)) {
         Ok(opened) => {
             let got = &opened.records;
@@ -208,4 +231,23 @@ fn random_damage_of_any_extent_never_panics_and_never_invents_records() {
         }
         betree_wal::dump(&*disk.as_storage(), &mut Vec::new()).unwrap_or_default();
     }
+}
+
+#[test]
+fn records_on_both_sides_of_a_damaged_frame_are_examined() {
+    let (mut files, expected, _) = damaged_soon();
+    let victim = &expected[1];
+    let at = (victim.0.0 + 64 + 30) as usize;
+    files[0].1[at] ^= 1;
+    let mut records = Records::new();
+    let mut places = Vec::new();
+    examine(&*disk_of(&files), None, Lsn(0), &mut |finding| match finding {
+        Finding::Record { lsn, payload } => records.push((lsn, payload.to_vec())),
+        Finding::Damage { file, offset, lsn, .. } => places.push((file, offset, lsn)),
+        Finding::Torn { .. } => panic!("the log is not torn"),
+    })
+    .unwrap();
+    let others: Records = expected.iter().filter(|record| *record != victim).cloned().collect();
+    assert_eq!(records, others);
+    assert_eq!(places, [(files[0].0.clone(), victim.0.0 + 64, victim.0)]);
 }
