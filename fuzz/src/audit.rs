@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use betree::{AddI64, Db, Durability, Error, Iter, Keyspace, KeyspaceOptions, Snapshot, WriteBatch};
+use betree_storage::primitives::{Mutex, MutexGuard};
 use betree_storage::{Backend, DiskStorage, Storage};
 use betree_testkit::{Rng, SimStorage};
 
@@ -168,7 +169,11 @@ impl Bank {
                 let many: BTreeMap<_, _> =
                     keys.iter().zip(values).filter_map(|(k, v)| Some((k.to_vec(), v?.to_vec()))).collect();
                 let accounts = content.iter().filter(|(key, _)| key.len() == 8);
-                same(&accounts.map(|(k, v)| (k.clone(), v.clone())).collect(), &many, "iterator and multi_get")?;
+                same(
+                    &accounts.map(|(k, v)| (k.clone(), v.clone())).collect(),
+                    &many,
+                    "iterator and multi_get",
+                )?;
                 let some = account(rng.below(ACCOUNTS));
                 let one = snapshot.get(keyspace, some).map_err(said)?;
                 if one.as_deref() != content.get(&some[..]).map(|value| &value[..]) {
@@ -220,12 +225,13 @@ type Content = BTreeMap<Vec<u8>, Vec<u8>>;
 /// Everything an iterator has, taken from either end as luck will have it.
 fn collect(mut iter: Iter, rng: &mut Rng) -> Result<Content, String> {
     let back = [0.0, 1.0, 0.5][rng.index(3)];
-    let (mut low, mut high): (Vec<(Vec<u8>, Vec<u8>)>, Vec<_>) = (Vec::new(), Vec::new());
+    let (mut low, mut high) = (Vec::new(), Vec::new());
     loop {
         let from_back = rng.chance(back);
         let Some(record) = (if from_back { iter.next_back() } else { iter.next() }) else { break };
         let (key, value) = record.map_err(said)?;
-        if from_back { &mut high } else { &mut low }.push((key.to_vec(), value.to_vec()));
+        let side = if from_back { &mut high } else { &mut low };
+        side.push((key.to_vec(), value.to_vec()));
     }
     low.extend(high.into_iter().rev());
     if !low.windows(2).all(|pair| pair[0].0 < pair[1].0) {
@@ -247,7 +253,8 @@ struct Run<'a> {
     bank: &'a Bank,
     shape: &'a Shape,
     stop: AtomicBool,
-    failure: parking::Slot,
+    /// What went wrong first.
+    failure: Mutex<Option<String>>,
     /// Per writer: transfers whose call returned, and those of them that were synced.
     returned: [AtomicU64; WRITERS],
     synced: [AtomicU64; WRITERS],
@@ -258,29 +265,9 @@ struct Run<'a> {
     drops: AtomicU64,
     crashes: AtomicU64,
     /// The keyspace that comes and goes, if it is there.
-    brief: std::sync::Mutex<Option<Keyspace>>,
+    brief: Mutex<Option<Keyspace>>,
     /// One per exact account of all its keyspaces together, taken in ascending order.
-    locks: Vec<std::sync::Mutex<()>>,
-}
-
-/// The first failure of a run.
-mod parking {
-    use std::sync::Mutex;
-
-    #[derive(Debug, Default)]
-    pub(super) struct Slot(Mutex<Option<String>>);
-
-    impl Slot {
-        pub(super) fn put(&self, text: String) {
-            if let Ok(mut slot) = self.0.lock() {
-                slot.get_or_insert(text);
-            }
-        }
-
-        pub(super) fn take(&self) -> Option<String> {
-            self.0.lock().ok().and_then(|mut slot| slot.take())
-        }
-    }
+    locks: Vec<Mutex<()>>,
 }
 
 impl Run<'_> {
@@ -288,7 +275,7 @@ impl Run<'_> {
     fn repeat(&self, mut step: impl FnMut() -> Result<(), String>) {
         while !self.stop.load(Ordering::Relaxed) {
             if let Err(text) = guarded(&mut step) {
-                self.failure.put(text);
+                self.failure.lock().get_or_insert(text);
                 self.stop.store(true, Ordering::Relaxed);
             }
         }
@@ -311,7 +298,7 @@ impl Run<'_> {
         let counts = &self.bank.groups[0][writer % GROUPS[0].1];
         batch.insert(counts, counter(writer), (*count as i64 + 1).to_le_bytes()).map_err(said)?;
         if rng.chance(0.05)
-            && let Some(brief) = self.brief.lock().map_err(|e| e.to_string())?.clone()
+            && let Some(brief) = self.brief.lock().clone()
         {
             batch.insert(&brief, account(from), rng.bytes(100)).map_err(said)?;
         }
@@ -340,7 +327,7 @@ impl Run<'_> {
         sum: i64,
         rng: &mut Rng,
         batch: &mut WriteBatch,
-        held: &mut Vec<std::sync::MutexGuard<'a, ()>>,
+        held: &mut Vec<MutexGuard<'a, ()>>,
     ) -> Result<(), String> {
         let group = &self.bank.groups[1];
         let (a, b) = (rng.index(group.len()), rng.index(group.len()));
@@ -350,7 +337,7 @@ impl Run<'_> {
             return Ok(());
         }
         for place in [first.min(second), first.max(second)] {
-            held.push(self.locks[place].lock().map_err(|e| e.to_string())?);
+            held.push(self.locks[place].lock());
         }
         let read = |space: usize, number| -> Result<i64, String> {
             let value = group[space].get(account(number)).map_err(said)?;
@@ -384,12 +371,7 @@ impl Run<'_> {
     }
 
     /// Takes a snapshot and audits it, and one of those held since before.
-    fn audit(
-        &self,
-        held: &mut Vec<(Snapshot, u64)>,
-        last: &mut [u64],
-        rng: &mut Rng,
-    ) -> Result<(), String> {
+    fn audit(&self, held: &mut Vec<(Snapshot, u64)>, last: &mut [u64], rng: &mut Rng) -> Result<(), String> {
         let before = self.returned.each_ref().map(|count| count.load(Ordering::SeqCst));
         let snapshot = self.bank.db.snapshot();
         let (counters, digest) = self.bank.audit(&snapshot, rng)?;
@@ -422,14 +404,14 @@ impl Run<'_> {
     /// Makes, fills and drops a keyspace that has nothing to do with the others.
     fn come_and_go(&self, rng: &mut Rng) -> Result<(), String> {
         let keyspace = self.bank.db.keyspace("brief").map_err(said)?;
-        *self.brief.lock().map_err(|e| e.to_string())? = Some(keyspace.clone());
+        *self.brief.lock() = Some(keyspace.clone());
         for _ in 0..rng.between(10, 200) {
             keyspace.insert(rng.bytes(6), rng.bytes(100)).map_err(said)?;
         }
         let iter = keyspace.iter();
         if rng.chance(0.5) {
             // The other half are dropped while batches name them.
-            *self.brief.lock().map_err(|e| e.to_string())? = None;
+            *self.brief.lock() = None;
         }
         if !self.bank.db.drop_keyspace("brief").map_err(said)? {
             return Err("a keyspace that was there could not be dropped".into());
@@ -462,7 +444,10 @@ impl Run<'_> {
         let (counters, _) = bank.audit(&bank.db.snapshot(), rng)?;
         for (writer, count) in counters.iter().enumerate() {
             if *count < least[writer] {
-                return Err(format!("transfer {count} of writer {writer} is there, {} was promised", least[writer]));
+                return Err(format!(
+                    "transfer {count} of writer {writer} is there, {} was promised",
+                    least[writer]
+                ));
             }
         }
         let report = bank.db.check().map_err(said)?;
@@ -491,7 +476,7 @@ fn go(seed: u64, ground: &Ground, length: Duration) -> Result<Totals, String> {
         bank: &bank,
         shape: &shape,
         stop: AtomicBool::new(false),
-        failure: parking::Slot::default(),
+        failure: Mutex::new(None),
         returned: Default::default(),
         synced: Default::default(),
         refused: AtomicU64::new(0),
@@ -500,8 +485,8 @@ fn go(seed: u64, ground: &Ground, length: Duration) -> Result<Totals, String> {
         compactions: AtomicU64::new(0),
         drops: AtomicU64::new(0),
         crashes: AtomicU64::new(0),
-        brief: std::sync::Mutex::new(None),
-        locks: (0..GROUPS[1].1 * ACCOUNTS as usize).map(|_| std::sync::Mutex::new(())).collect(),
+        brief: Mutex::new(None),
+        locks: (0..GROUPS[1].1 * ACCOUNTS as usize).map(|_| Mutex::new(())).collect(),
     };
     let end = Instant::now() + length;
     std::thread::scope(|scope| {
@@ -554,7 +539,7 @@ fn go(seed: u64, ground: &Ground, length: Duration) -> Result<Totals, String> {
         }
         run.stop.store(true, Ordering::Relaxed);
     });
-    if let Some(text) = run.failure.take() {
+    if let Some(text) = run.failure.lock().take() {
         return Err(text);
     }
     let stats = bank.db.stats();
@@ -577,7 +562,7 @@ fn go(seed: u64, ground: &Ground, length: Duration) -> Result<Totals, String> {
         return Err(report.problems.join("; "));
     }
     let returned = run.returned.each_ref().map(|count| count.load(Ordering::SeqCst));
-    *run.brief.lock().map_err(|e| e.to_string())? = None;
+    *run.brief.lock() = None;
     let Run { .. } = run;
     // Dropped without closing, half of the time: the log then has the rest.
     let Bank { db, groups } = bank;
