@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use betree_storage::primitives::{MutexGuard, thread};
 use betree_wal::Lsn;
-use parking_lot::MutexGuard;
 
 use crate::message::{Head, MessageRef, Messages};
 use crate::options::Durability;
@@ -108,7 +108,7 @@ impl Shared {
             return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
         }
         if let Some(delay) = self.pressure.delay(bytes as u64) {
-            std::thread::sleep(delay);
+            thread::sleep(delay);
             Counters::add(&self.counters.pace_ns, delay.as_nanos() as u64);
         }
         Ok(())
@@ -121,6 +121,10 @@ impl Shared {
         loop {
             let mut full = false;
             for state in states {
+                // Asked again under the lock: nobody makes room in a keyspace that was dropped since the writer was admitted.
+                if state.is_dropped() {
+                    return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
+                }
                 let view = state.peek();
                 if view.heads[0].table.bytes() >= self.memtable_bytes {
                     if view.heads.len() > Shared::MAX_FROZEN {
@@ -213,5 +217,32 @@ impl Shared {
             state.freeze();
             self.scheduler.wake();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Db;
+
+    /// The writer was admitted before the keyspace was dropped: it waits for room that nobody makes.
+    #[test]
+    fn a_writer_without_room_in_a_keyspace_that_was_dropped_gets_an_error() {
+        let disk = betree_testkit::SimStorage::new(1);
+        let builder = Db::builder().memory(1 << 20).memtable_bytes(1024).background_threads(0);
+        let db = builder.open_on(disk.as_storage()).unwrap();
+        let keyspace = db.keyspace("brief").unwrap();
+        for i in 0..=Shared::MAX_FROZEN {
+            if i > 0 {
+                keyspace.state.freeze();
+            }
+            keyspace.insert([i as u8], vec![0; 2000]).unwrap();
+        }
+        assert!(keyspace.state.view().heads.len() > Shared::MAX_FROZEN);
+        assert!(db.drop_keyspace("brief").unwrap());
+        let shared = db.shared();
+        let refused = shared.lock_with_room(&[&keyspace.state]).err();
+        assert!(matches!(refused, Some(Error::KeyspaceDropped { .. })), "{refused:?}");
+        assert!(shared.lock_with_room(&[]).is_ok());
     }
 }

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::thread::JoinHandle;
 
 use betree_storage::Storage;
-use parking_lot::Mutex;
+use betree_storage::primitives::Mutex;
+use betree_storage::primitives::thread::{self, JoinHandle};
 
 use crate::check::{CheckReport, Progress, check};
 use crate::options::{Builder, Durability, KeyspaceOptions};
@@ -32,7 +32,7 @@ impl Handle {
         if shared.options.background_threads > 0 {
             let mut spawn = |name: String, work: fn(&Shared)| {
                 let worker = shared.clone();
-                match std::thread::Builder::new().name(name).spawn(move || work(&worker)) {
+                match thread::Builder::new().name(name).spawn(move || work(&worker)) {
                     Ok(thread) => threads.push(thread),
                     Err(e) => shared.poison.set(&Error::InvalidOption {
                         option: "background_threads",
@@ -51,13 +51,16 @@ impl Handle {
     /// Ends background work after the tasks that are running.
     fn stop(&self) {
         self.shared.scheduler.stop();
+        self.shared.wal.rouse();
         for thread in self.threads.lock().drain(..) {
             // The last handle may be dropped by a background thread's own work only in a bug; never join oneself.
-            if thread.thread().id() != std::thread::current().id() {
+            if thread.thread().id() != thread::current().id() {
                 let _ = thread.join();
             }
         }
         self.shared.closed.store(true, Ordering::Relaxed);
+        // Under the lock, so that a writer between its look and its wait is not missed.
+        drop(self.shared.commit.lock());
         self.shared.room.notify_all();
     }
 }
@@ -108,7 +111,7 @@ impl Db {
         Ok(db)
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.handle.shared
     }
 
@@ -203,6 +206,7 @@ impl Db {
                     state.set_operator(operator);
                     // The active memtable was made without it.
                     state.freeze();
+                    shared.scheduler.wake();
                 }
                 shared.checkpoint_now()
             }
@@ -227,6 +231,9 @@ impl Db {
             let operator = keyspaces.operator_names.remove(&state.id);
             (state, operator)
         };
+        // Writers that wait for room in it, and whoever waits for its memtables, have nothing to wait for.
+        shared.room.notify_all();
+        shared.scheduler.changed();
         if let Err(error) = shared.checkpoint_now() {
             // It is still in the durable catalog: it stays here as well.
             let mut keyspaces = shared.keyspaces.write();

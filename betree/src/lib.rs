@@ -19,6 +19,8 @@ mod keyspace;
 mod memtable;
 mod merge;
 mod message;
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
 mod node;
 mod node_codec;
 mod operands;

@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use betree_storage::primitives::Mutex;
 
 /// Debt, in memtables, below which nobody is slowed.
 const FREE_DEBT: f64 = 2.0;

@@ -6,13 +6,13 @@
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Instant;
 
 use betree_pager::Pager;
+use betree_storage::primitives::atomic::{AtomicBool, AtomicU64};
+use betree_storage::primitives::{Condvar, Mutex, RwLock};
 use betree_storage::{Backend, DiskStorage, Storage};
 use betree_wal::{Lsn, Start, Wal};
-use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::checkpoint::{Catalog, Durable};
 use crate::memtable::ArenaPool;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Condvar, Mutex};
+use betree_storage::primitives::{Condvar, Mutex, thread};
 
 use crate::flush::{self, Site, TaskIo};
 use crate::node::{LeafId, Node, Pivot, Target};
@@ -55,7 +55,9 @@ struct Inner {
     stop: bool,
     error: Option<Error>,
     retry_at: Option<Instant>,
-    /// Tasks ended so far: what waiters watch.
+    /// Counts reasons to look for work. A worker that found none waits only if none came since before it looked.
+    signals: u64,
+    /// Tasks ended so far, and what else waiters of [`Shared::work_until`] may wait for: they watch it in the same way.
     ended: u64,
 }
 
@@ -70,6 +72,7 @@ pub(crate) struct Scheduler {
 impl Scheduler {
     /// There may be something to do.
     pub(crate) fn wake(&self) {
+        self.inner.lock().signals += 1;
         self.wake.notify_one();
     }
 
@@ -86,8 +89,18 @@ impl Scheduler {
     }
 
     pub(crate) fn want_checkpoint(&self) {
-        self.inner.lock().checkpoint_wanted = true;
+        {
+            let mut inner = self.inner.lock();
+            inner.checkpoint_wanted = true;
+            inner.signals += 1;
+        }
         self.wake.notify_one();
+    }
+
+    /// What somebody waits for in [`Shared::work_until`] may have come true without a task.
+    pub(crate) fn changed(&self) {
+        self.inner.lock().ended += 1;
+        self.ended.notify_all();
     }
 }
 
@@ -236,6 +249,7 @@ impl Shared {
             let mut inner = self.scheduler.inner.lock();
             inner.claims.remove(&claim);
             inner.ended += 1;
+            inner.signals += 1;
             match &result {
                 Ok(()) => {
                     inner.error = None;
@@ -293,11 +307,13 @@ impl Shared {
             }
         };
         loop {
+            let seen;
             {
                 let mut inner = self.scheduler.inner.lock();
                 if inner.stop {
                     return;
                 }
+                seen = inner.signals;
                 if let Some(at) = inner.retry_at
                     && Instant::now() < at
                 {
@@ -316,7 +332,7 @@ impl Shared {
                 Ok(true) | Err(_) => {}
                 Ok(false) => {
                     let mut inner = self.scheduler.inner.lock();
-                    if !inner.stop {
+                    if !inner.stop && inner.signals == seen {
                         self.scheduler.wake.wait_for(&mut inner, IDLE_LOOK);
                     }
                 }
@@ -331,7 +347,7 @@ impl Shared {
         while !self.scheduler.inner.lock().stop {
             if self.wal.wait_for_work(tick) && self.wal.prepare().is_err() {
                 // A full device shows in the next append; a failed one poisons the log. Either way there is no hurry.
-                std::thread::sleep(FULL_DEVICE_PAUSE);
+                thread::sleep(FULL_DEVICE_PAUSE);
             }
             self.relieve_log();
             if self.options.sync_interval.is_some_and(|interval| synced.elapsed() >= interval) {
@@ -360,7 +376,12 @@ impl Shared {
 
     /// Does, or waits for, background work until `done` says so.
     fn work_until(&self, mut done: impl FnMut(&Shared) -> bool) -> Result<()> {
-        while !done(self) {
+        loop {
+            // Before the look, so that what ends after it is noticed.
+            let seen = self.scheduler.inner.lock().ended;
+            if done(self) {
+                return Ok(());
+            }
             self.poison.check()?;
             if self.options.background_threads == 0 {
                 if !self.run_one_task()? && !done(self) {
@@ -375,10 +396,12 @@ impl Shared {
             if let Some(error) = &inner.error {
                 return Err(error.clone());
             }
-            self.scheduler.wake.notify_all();
-            self.scheduler.ended.wait_for(&mut inner, Duration::from_millis(20));
+            if inner.ended == seen {
+                inner.signals += 1;
+                self.scheduler.wake.notify_all();
+                self.scheduler.ended.wait_for(&mut inner, Duration::from_millis(20));
+            }
         }
-        Ok(())
     }
 
     /// Moves everything committed so far out of the memtables into the trees.

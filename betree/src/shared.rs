@@ -5,13 +5,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use betree_pager::Pager;
+use betree_storage::primitives::atomic::{AtomicBool, AtomicU64, Ordering};
+use betree_storage::primitives::{Condvar, Mutex, RwLock};
 use betree_storage::{DirLock, Storage};
 use betree_wal::{Appender, Wal};
-use parking_lot::{Condvar, Mutex, RwLock};
 
 use crate::checkpoint::Durable;
 use crate::memtable::ArenaPool;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use arc_swap::ArcSwap;
-use parking_lot::{Mutex, MutexGuard, RwLock};
+use betree_storage::primitives::{Mutex, MutexGuard, RwLock, point};
 
 use crate::hash::hash;
 use crate::memtable::{ArenaPool, Memtable};
@@ -69,11 +69,13 @@ impl State {
     }
 
     pub(crate) fn view(&self) -> Arc<View> {
+        point();
         self.view.load_full()
     }
 
     /// As [`State::view`], for the moment only: cheaper, not to be kept.
     pub(crate) fn peek(&self) -> arc_swap::Guard<Arc<View>> {
+        point();
         self.view.load()
     }
 
@@ -96,7 +98,7 @@ impl State {
         let mut heads = Vec::with_capacity(view.heads.len() + 1);
         heads.push(new_head(&self.arenas, self.operator()));
         heads.extend(view.heads.iter().cloned());
-        self.view.store(Arc::new(View { heads, root: view.root.clone(), flushed: view.flushed }));
+        self.publish(View { heads, root: view.root.clone(), flushed: view.flushed });
     }
 
     /// Publishes a new root made from the current one, unless `make` answers `None`. Returns whether it did.
@@ -104,7 +106,7 @@ impl State {
         let _change = self.change.lock();
         let view = self.view.load();
         let Some(root) = make(&view.root) else { return false };
-        self.view.store(Arc::new(View { heads: view.heads.clone(), root, flushed: view.flushed }));
+        self.publish(View { heads: view.heads.clone(), root, flushed: view.flushed });
         true
     }
 
@@ -114,7 +116,13 @@ impl State {
         let view = self.view.load();
         let heads: Vec<_> = view.heads.iter().filter(|h| !Arc::ptr_eq(h, head)).cloned().collect();
         debug_assert!(heads.len() + 1 == view.heads.len(), "the memtable was in the view");
-        self.view.store(Arc::new(View { heads, root: make(&view.root), flushed: view.flushed.max(last) }));
+        self.publish(View { heads, root: make(&view.root), flushed: view.flushed.max(last) });
+    }
+
+    /// REQUIRES the change lock: what is published was made from the view that it replaces.
+    fn publish(&self, view: View) {
+        point();
+        self.view.store(Arc::new(view));
     }
 }
 

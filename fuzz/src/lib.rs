@@ -1,9 +1,11 @@
 //! What drives the real engine against the oracle: sessions of random operations, crash simulation, fault runs.
 //!
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
-//! database, `model` runs random operations under random options, `simulate` crashes at every operation of the simulated disk,
-//! `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole databases and salvages them. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
+//! database, `audit` moves money from many threads and counts it, `model` runs random operations under random options, `simulate`
+//! crashes at every operation of the simulated disk, `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole
+//! databases and salvages them. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
 
+pub mod audit;
 mod content;
 pub mod corrupt;
 pub mod faults;

@@ -1,4 +1,4 @@
-//! The engine against the oracle: model runs, crash simulation, faults, corruption, killed processes.
+//! The engine against the oracle: model runs, the bank auditor, crash simulation, faults, corruption, killed processes.
 //!
 //! Every test prints its seed when it fails; part of the seeds are fresh in every run.
 
@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use betree_fuzz::Shape;
+use betree_fuzz::audit::{self, Ground, Totals};
 use betree_fuzz::corrupt::{Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
@@ -48,6 +49,33 @@ fn random_operations_give_the_oracles_answers_with_background_threads() {
     for seed in seeds(3, 3) {
         held(on_simulated_disk(seed, Run { ops: 1000, threads: 2, check_always: false }));
     }
+}
+
+/// A bank of a few seconds; everything that is to go on in it did.
+fn audited(ground: &Ground) -> Totals {
+    let seed = seeds(0, 1).next().unwrap();
+    let totals = held(audit::run(seed, ground, Duration::from_secs(3)));
+    println!("{totals:?}");
+    assert!(totals.transfers > 0 && totals.snapshots > 0 && totals.live_audits > 0, "{totals:?}");
+    assert!(totals.flushed_bytes > 0 && totals.checkpoints > 0 && totals.drops > 0, "{totals:?}");
+    totals
+}
+
+#[test]
+fn no_money_is_ever_missing_while_everything_goes_on_at_once_on_a_real_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    audited(&Ground::Directory(directory.path().to_path_buf()));
+}
+
+#[test]
+fn no_money_is_ever_missing_while_everything_goes_on_at_once_with_portable_io() {
+    let directory = tempfile::tempdir().unwrap();
+    audited(&Ground::Portable(directory.path().to_path_buf()));
+}
+
+#[test]
+fn no_money_is_missing_after_power_cuts_at_random_moments_under_several_writers() {
+    assert!(audited(&Ground::Simulated).crashes > 0);
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use betree_storage::primitives::Mutex;
 use betree_storage::{BufPool, File, Ring, Storage};
-use parking_lot::Mutex;
 
 use crate::cache::Cache;
 use crate::checksum::Sealer;

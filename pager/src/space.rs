@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use betree_storage::File;
-use parking_lot::Mutex;
+use betree_storage::primitives::Mutex;
 
 use crate::error::{Error, Result};
 use crate::freemap::{FreeMap, Range};

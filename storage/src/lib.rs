@@ -1,8 +1,8 @@
 //! The I/O layer: the only crate that makes system calls for files.
 //!
 //! Owns: opening files below one directory, aligned buffers, the submit/complete interface ([`Ring`]) with its
-//! io_uring and portable implementations, mapped append windows, directory sync, the directory lock, and the
-//! latching of the first failed sync. Knows nothing of logs, pages or keys.
+//! io_uring and portable implementations, mapped append windows, directory sync, the directory lock, the
+//! latching of the first failed sync, and the locks and threads of the layers above ([`primitives`]). Knows nothing of logs, pages or keys.
 //!
 //! The traits here are the device boundary: `testkit` implements them once more over a simulated disk.
 
@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod latch;
 mod portable;
+pub mod primitives;
 mod sys;
 #[cfg(target_os = "linux")]
 mod uring;

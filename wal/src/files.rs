@@ -23,11 +23,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
 
+use betree_storage::primitives::atomic::{AtomicBool, AtomicU64};
+use betree_storage::primitives::{Condvar, Mutex};
 use betree_storage::{File, Storage, Window};
-use parking_lot::{Condvar, Mutex};
 
 use crate::blank::{Content, file_name, make_blank};
 use crate::error::Result;
@@ -85,6 +85,8 @@ pub(crate) struct Queue {
     pub draining: VecDeque<Left>,
     /// Files below the trim point, kept for recycling.
     pub spares: Vec<Spare>,
+    /// Whoever waits for work shall look around: see [`Shared::rouse`].
+    roused: bool,
 }
 
 /// A file whose records are no longer needed.
@@ -145,6 +147,7 @@ impl Shared {
             left: VecDeque::new(),
             draining: VecDeque::new(),
             spares,
+            roused: false,
         };
         Self {
             storage,
@@ -223,13 +226,21 @@ impl Shared {
     /// Waits until [`Shared::prepare`] has something to do, or for `timeout`; says whether it has.
     pub fn wait_for_work(&self, timeout: Duration) -> bool {
         let mut queue = self.queue.lock();
-        if !Self::has_work(&queue) {
+        if !Self::has_work(&queue) && !queue.roused {
             self.work.wait_for(&mut queue, timeout);
         }
+        queue.roused = false;
         Self::has_work(&queue)
     }
 
-    fn has_work(queue: &Queue) -> bool {
+    /// Ends a wait for work, the next one if there is none now.
+    pub fn rouse(&self) {
+        self.queue.lock().roused = true;
+        self.work.notify_one();
+    }
+
+    /// Whether [`Shared::prepare`] has something to do.
+    pub fn has_work(queue: &Queue) -> bool {
         !queue.left.is_empty() || queue.windows.len() < AHEAD
     }
 

@@ -68,6 +68,9 @@ mod recover;
 mod stats;
 mod sync;
 
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -230,6 +233,11 @@ impl Wal {
     #[must_use]
     pub fn wait_for_work(&self, timeout: Duration) -> bool {
         self.shared.wait_for_work(timeout)
+    }
+
+    /// Ends a [`Wal::wait_for_work`] of another thread early, the next one if there is none now.
+    pub fn rouse(&self) {
+        self.shared.rouse();
     }
 
     /// Counters since the log was opened.

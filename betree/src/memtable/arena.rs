@@ -22,9 +22,10 @@
 use std::cell::UnsafeCell;
 use std::mem::MaybeUninit;
 use std::ptr;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use betree_storage::primitives::atomic::{AtomicUsize, Ordering};
+use betree_storage::primitives::point;
 use bytes::Bytes;
 
 use super::large::LargeValues;
@@ -210,6 +211,20 @@ impl Arena {
         self.entry(loc).key
     }
 
+    /// The published bytes from `loc` to the end of its chunk.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(super) fn published(&self, loc: Loc) -> &[u8] {
+        self.bytes_at(loc)
+    }
+
+    /// The first entry in `bytes` and how many of them it takes.
+    #[cfg(all(test, feature = "shuttle"))]
+    pub(super) fn first_of<'a>(&'a self, bytes: &'a [u8]) -> Option<(Entry<'a>, usize)> {
+        let entry = self.parse(bytes)?;
+        let len = (HEADER + entry.key.len() + entry.stored.len()).next_multiple_of(1 << UNIT_SHIFT);
+        Some((entry, len))
+    }
+
     /// Asks for the entry's first lines ahead of their use.
     #[inline]
     pub(super) fn prefetch(&self, loc: Loc) {
@@ -254,6 +269,7 @@ impl ArenaWriter {
         header[12..14].copy_from_slice(&(key.len() as u16).to_le_bytes());
         header[14] = message.kind as u8;
         header[15] = large;
+        point();
         // SAFETY: used..used+need lies in the chunk (checked against chunk_size above, the chunk's allocated length) and
         // behind its published length, where only this writer (`&mut self`, one per arena) touches bytes.
         unsafe {

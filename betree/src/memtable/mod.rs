@@ -12,6 +12,8 @@
 mod arena;
 mod cursor;
 mod large;
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
 mod pool;
 mod prefetch;
 mod range_deletes;
@@ -24,8 +26,8 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use betree_storage::primitives::RwLock;
 use bytes::Bytes;
-use parking_lot::RwLock;
 
 use arena::{Arena, ArenaWriter, Entry, Loc};
 pub(crate) use cursor::MemCursor;

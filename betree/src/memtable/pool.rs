@@ -7,7 +7,7 @@
 //! Bounded so that memtables and idle chunks together stay within what the budget sets aside for memtables: live ones are at most
 //! three per keyspace, and idle chunks make up at most two.
 
-use parking_lot::Mutex;
+use betree_storage::primitives::Mutex;
 
 use super::arena::Chunk;
 

@@ -1,5 +1,6 @@
 //! The integration tests of the crate.
 
 mod api;
+mod moments;
 mod rescue;
 mod tidy;

@@ -9,13 +9,15 @@
 //! Locks: one mutex per shard, held for one map look-up on a hit, and for the evictions an insertion causes on a miss.
 //! Pages are freed after the lock is released.
 
+#[cfg(all(test, feature = "shuttle"))]
+mod models;
 mod shard;
 
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use parking_lot::Mutex;
+use betree_storage::primitives::Mutex;
 
 use self::shard::Shard;
 pub(crate) use self::shard::{Key, ShardStats};

@@ -7,6 +7,7 @@
 use std::io;
 use std::sync::Arc;
 
+use betree_storage::primitives::point;
 use betree_storage::{ALIGN, Caching, Error, File, Result, SyncLatch, Window};
 use parking_lot::Mutex;
 
@@ -54,6 +55,7 @@ impl SimFile {
     }
 
     fn state(&self) -> parking_lot::MutexGuard<'_, State> {
+        point();
         self.handle.state.lock()
     }
 
@@ -211,6 +213,7 @@ impl Window for SimWindow {
         }
         let offset = self.offset + at as u64;
         let (id, name) = (self.handle.inode, &self.handle.name);
+        point();
         let mut state = self.handle.state.lock();
         // A store cannot fail; on a device that is gone it is lost with everything else.
         let stored = state.change("store", name, |state| {

@@ -21,6 +21,7 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use betree_storage::primitives::point;
 use betree_storage::{Caching, DirLock, Error, File, LOCK_FILE, OpenMode, Result, Ring, Storage};
 use parking_lot::Mutex;
 
@@ -219,6 +220,7 @@ impl SimStorage {
 impl Storage for SimStorage {
     fn open(&self, name: &str, mode: OpenMode, caching: Caching) -> Result<Arc<dyn File>> {
         check_name("open", name)?;
+        point();
         let mut state = self.state.lock();
         let inode = match mode {
             OpenMode::Existing => state.look("open", name, |state| {
@@ -240,6 +242,7 @@ impl Storage for SimStorage {
 
     fn remove(&self, name: &str) -> Result<()> {
         check_name("remove", name)?;
+        point();
         self.state.lock().change("remove", name, |state| {
             state.trace("remove", name, 0, 0, &[]);
             state.remove(name)
@@ -249,6 +252,7 @@ impl Storage for SimStorage {
     fn rename(&self, from: &str, to: &str) -> Result<()> {
         check_name("rename", from)?;
         check_name("rename", to)?;
+        point();
         self.state.lock().change("rename", from, |state| {
             state.trace("rename", from, 0, 0, to.as_bytes());
             state.rename(from, to)
@@ -256,6 +260,7 @@ impl Storage for SimStorage {
     }
 
     fn sync_dir(&self) -> Result<()> {
+        point();
         self.state.lock().change("sync directory", "directory", |state| {
             state.trace("sync_dir", "", 0, 0, &[]);
             if state.strikes(FaultKind::DirSyncError, "") {

@@ -1,0 +1,238 @@
+//! The whole engine under a model checker: writers, readers and background threads on the simulated disk, one interleaving after the
+//! other. Runs with the feature `shuttle` only.
+//!
+//! There is no time in a check: whoever sleeps until it is woken and is not, sleeps for ever, and the checker reports a deadlock. So
+//! each of these also shows that no wake-up is lost between committers, workers and waiters.
+
+use std::sync::Arc;
+
+use betree_storage::primitives::atomic::{AtomicU64, Ordering};
+use betree_storage::primitives::{explore, thread};
+use betree_testkit::SimStorage;
+
+use crate::{Builder, Db, Durability, Error, Keyspace, TreeOptions};
+
+/// Every few records freeze a memtable.
+fn builder(threads: usize) -> Builder {
+    let mut tree = TreeOptions::default();
+    tree.fanout = 4;
+    tree.leaf_bytes = 4096;
+    tree.segment_bytes = 8192;
+    tree.max_runs = 1;
+    let builder = Db::builder().memory(1 << 20).memtable_bytes(1024).sync_interval(None);
+    builder.background_threads(threads).tree(tree)
+}
+
+fn value(n: u64) -> Vec<u8> {
+    let mut value = vec![n as u8; 400];
+    value[..8].copy_from_slice(&n.to_le_bytes());
+    value
+}
+
+fn number(value: Option<&[u8]>) -> u64 {
+    value.map_or(0, |value| {
+        assert!(value[8..].iter().all(|byte| *byte == value[0]), "a value is torn");
+        u64::from_le_bytes(value[..8].try_into().unwrap())
+    })
+}
+
+/// The same number under both keys of the batch.
+fn write_pair(db: &Db, a: &Keyspace, b: &Keyspace, n: u64, durability: Durability) {
+    let mut batch = db.batch();
+    batch.insert(a, "a", value(n)).unwrap();
+    batch.insert(b, "b", value(n)).unwrap();
+    db.write_with(&mut batch, durability).unwrap();
+}
+
+/// Reads without a snapshot: `moment` pairs a view with a Seqno while memtables are frozen and installed.
+fn reads(threads: usize, iterations: usize) {
+    explore(iterations, move || {
+        let db = builder(threads).open_on(SimStorage::new(1).as_storage()).unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        let done = Arc::new(AtomicU64::new(0));
+        let mut readers = Vec::new();
+        for reader in 0..2 {
+            let (keyspace, done) = (keyspace.clone(), done.clone());
+            readers.push(thread::spawn(move || {
+                let mut last = 0;
+                for _ in 0..4 {
+                    let least = done.load(Ordering::SeqCst).max(last);
+                    let (a, b) = if reader == 0 {
+                        let values = keyspace.multi_get(&["a", "b"]).unwrap();
+                        (number(values[0].as_deref()), number(values[1].as_deref()))
+                    } else {
+                        let all: Vec<_> = keyspace.iter().map(|record| record.unwrap().1).collect();
+                        (number(all.first().map(|v| &v[..])), number(all.get(1).map(|v| &v[..])))
+                    };
+                    assert_eq!(a, b, "half of a batch");
+                    assert!(a >= least, "{a} after {least}");
+                    last = a;
+                    let one = number(keyspace.get("a").unwrap().as_deref());
+                    assert!(one >= last, "{one} after {last}");
+                }
+            }));
+        }
+        for n in 1..=6 {
+            write_pair(&db, &keyspace, &keyspace, n, Durability::Buffered);
+            done.store(n, Ordering::SeqCst);
+        }
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert_eq!(db.check().unwrap().problems, Vec::<String>::new());
+    });
+}
+
+#[test]
+fn reads_of_one_keyspace_see_whole_batches_in_every_interleaving() {
+    reads(0, 400);
+}
+
+#[test]
+fn reads_of_one_keyspace_see_whole_batches_while_background_threads_change_the_tree() {
+    reads(1, 60);
+}
+
+/// Snapshots of two keyspaces under batches that name both, and what they say later.
+fn snapshots(threads: usize, iterations: usize) {
+    explore(iterations, move || {
+        let db = builder(threads).open_on(SimStorage::new(2).as_storage()).unwrap();
+        let (a, b) = (db.keyspace("one").unwrap(), db.keyspace("two").unwrap());
+        let done = Arc::new(AtomicU64::new(0));
+        let (db2, a2, b2, done2) = (db.clone(), a.clone(), b.clone(), done.clone());
+        let reader = thread::spawn(move || {
+            let mut held = Vec::new();
+            for _ in 0..8 {
+                let least = done2.load(Ordering::SeqCst);
+                let snapshot = db2.snapshot();
+                let n = number(snapshot.get(&a2, "a").unwrap().as_deref());
+                assert_eq!(n, number(snapshot.get(&b2, "b").unwrap().as_deref()), "half of a batch");
+                assert!(n >= least, "{n} after {least}");
+                held.push((snapshot, n));
+            }
+            held
+        });
+        for n in 1..=6 {
+            write_pair(&db, &a, &b, n, Durability::Buffered);
+            done.store(n, Ordering::SeqCst);
+        }
+        for (snapshot, n) in reader.join().unwrap() {
+            for (keyspace, key) in [(&a, "a"), (&b, "b")] {
+                let all: Vec<_> = snapshot.iter(keyspace).unwrap().map(|record| record.unwrap()).collect();
+                assert_eq!(all.len(), usize::from(n > 0), "{key}");
+                assert_eq!(number(all.first().map(|(_, v)| &v[..])), n, "a snapshot has changed");
+            }
+        }
+    });
+}
+
+#[test]
+fn snapshots_are_of_one_moment_in_all_keyspaces_in_every_interleaving() {
+    snapshots(0, 600);
+}
+
+#[test]
+fn snapshots_are_of_one_moment_in_all_keyspaces_while_background_threads_change_the_trees() {
+    snapshots(1, 60);
+}
+
+/// Writers at the hard limit, waiters for flushes and compactions, two workers, the end: everybody is woken in time.
+#[test]
+fn nobody_waits_for_ever_in_any_interleaving() {
+    explore(60, || {
+        let db = builder(2).open_on(SimStorage::new(3).as_storage()).unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        let mut threads = Vec::new();
+        for writer in 0..2u64 {
+            let keyspace = keyspace.clone();
+            threads.push(thread::spawn(move || {
+                for n in 0..8u64 {
+                    keyspace.insert([writer as u8, n as u8], value(n)).unwrap();
+                }
+            }));
+        }
+        let other = db.clone();
+        threads.push(thread::spawn(move || other.checkpoint().unwrap()));
+        let other = db.clone();
+        threads.push(thread::spawn(move || other.compact().unwrap()));
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        assert_eq!(keyspace.iter().count(), 16);
+        db.compact().unwrap();
+        assert_eq!(keyspace.iter().count(), 16);
+        db.close().unwrap();
+    });
+}
+
+/// A worker that has just found nothing to do learns of a memtable that is frozen before it sleeps, without another freeze after it.
+#[test]
+fn a_frozen_memtable_is_flushed_without_being_asked_for_again() {
+    explore(150, || {
+        let db = builder(1).open_on(SimStorage::new(6).as_storage()).unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        for n in 0..4 {
+            keyspace.insert([n as u8], value(n)).unwrap();
+        }
+        while keyspace.state.view().heads.len() > 1 {
+            thread::yield_now();
+        }
+        assert!(db.stats().memtable_flush_bytes > 0);
+    });
+}
+
+/// A keyspace is dropped under a writer that may be waiting for room in it.
+#[test]
+fn a_writer_of_a_keyspace_that_is_dropped_gets_an_error_in_every_interleaving() {
+    explore(80, || {
+        let db = builder(1).open_on(SimStorage::new(4).as_storage()).unwrap();
+        let keyspace = db.keyspace("brief").unwrap();
+        let writer = thread::spawn(move || {
+            for n in 0..20u64 {
+                match keyspace.insert([n as u8], value(n)) {
+                    Ok(()) => {}
+                    Err(Error::KeyspaceDropped { .. }) => return,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        });
+        assert!(db.drop_keyspace("brief").unwrap());
+        writer.join().unwrap();
+        db.checkpoint().unwrap();
+        assert_eq!(db.keyspaces(), Vec::<String>::new());
+    });
+}
+
+/// The power is cut at any moment of two writers, background work and a checkpoint.
+#[test]
+fn a_power_cut_leaves_whole_batches_and_all_synced_ones_in_every_interleaving() {
+    explore(40, || {
+        let disk = SimStorage::new(5);
+        let db = builder(1).open_on(disk.as_storage()).unwrap();
+        let (a, b) = (db.keyspace("one").unwrap(), db.keyspace("two").unwrap());
+        let synced = Arc::new(AtomicU64::new(0));
+        let (disk2, synced2) = (disk.clone(), synced.clone());
+        let cutter = thread::spawn(move || {
+            for luck in 0..3 {
+                let least = synced2.load(Ordering::SeqCst);
+                let copy = disk2.crashed_copy(luck);
+                let db = builder(0).open_on(copy.as_storage()).unwrap();
+                let (a, b) = (db.keyspace("one").unwrap(), db.keyspace("two").unwrap());
+                let n = number(a.get("a").unwrap().as_deref());
+                assert_eq!(n, number(b.get("b").unwrap().as_deref()), "half of a batch");
+                assert!(n >= least, "{n} is there, {least} was promised");
+            }
+        });
+        let checkpointing = db.clone();
+        let checkpointer = thread::spawn(move || checkpointing.checkpoint().unwrap());
+        for n in 1..=6 {
+            let durability = if n % 2 == 0 { Durability::Sync } else { Durability::Buffered };
+            write_pair(&db, &a, &b, n, durability);
+            if durability == Durability::Sync {
+                synced.store(n, Ordering::SeqCst);
+            }
+        }
+        cutter.join().unwrap();
+        checkpointer.join().unwrap();
+    });
+}
