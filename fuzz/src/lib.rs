@@ -2,11 +2,12 @@
 //!
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
 //! database, `model` runs random operations under random options, `simulate` crashes at every operation of the simulated disk,
-//! `faults` makes the disk fail, `corrupt` flips its bytes. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
+//! `faults` makes the disk fail, `corrupt` flips its bytes, `kills` kills a process that writes to a real disk. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
 
 mod content;
 pub mod corrupt;
 pub mod faults;
+pub mod kills;
 pub mod model;
 mod session;
 mod shape;

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use betree_fuzz::Shape;
 use betree_fuzz::corrupt::{Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
+use betree_fuzz::kills;
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
 use betree_fuzz::simulate::{self, Plan};
 use betree_testkit::{Rng, SimStorage};
@@ -162,6 +163,20 @@ fn a_killed_process_loses_nothing_it_acknowledged() {
         before = last;
     }
     assert!(before > 0);
+}
+
+#[test]
+fn a_killed_process_with_several_writers_loses_nothing_it_acknowledged_not_even_when_killed_while_opening() {
+    let directory = tempfile::tempdir().unwrap();
+    let totals = held(kills::run(&kills::Plan {
+        program: env!("CARGO_BIN_EXE_kill-loop").into(),
+        directory: directory.path().to_path_buf(),
+        seed: seeds(0, 1).next().unwrap(),
+        kills: 60,
+        check_every: 5,
+        talk: false,
+    }));
+    assert!(totals.batches > 0 && totals.before_the_first_write > 0 && totals.checks > 0, "{totals:?}");
 }
 
 #[test]
