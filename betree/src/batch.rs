@@ -25,13 +25,15 @@ pub const MAX_BATCH_LEN: usize = (1 << 30) + (32 << 20);
 pub struct WriteBatch {
     pub(crate) encoded: Vec<u8>,
     pub(crate) count: u32,
+    /// Whether every message is a Delete or RangeDelete.
+    pub(crate) only_deletes: bool,
     /// The keyspaces named in the batch, each once.
     pub(crate) keyspaces: Vec<Keyspace>,
 }
 
 impl WriteBatch {
     pub(crate) fn new() -> Self {
-        WriteBatch { encoded: vec![0; BATCH_HEADER], count: 0, keyspaces: Vec::new() }
+        WriteBatch { encoded: vec![0; BATCH_HEADER], count: 0, only_deletes: true, keyspaces: Vec::new() }
     }
 
     /// Sets `key` to `value`.
@@ -108,6 +110,7 @@ impl WriteBatch {
     pub fn clear(&mut self) {
         self.encoded.truncate(BATCH_HEADER);
         self.count = 0;
+        self.only_deletes = true;
         self.keyspaces.clear();
     }
 
@@ -122,6 +125,7 @@ impl WriteBatch {
         }
         encode_message(&mut self.encoded, keyspace.id(), message);
         self.count += 1;
+        self.only_deletes &= message.kind.is_delete();
         Ok(())
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! Crash argument: a batch is one log record, replayed whole or not at all; records are replayed in Seqno order from
 //! the checkpoint on; so what is recovered is a prefix of the committed batches. A failed append leaves the memtables
-//! untouched.
+//! untouched. Before it, the space that the messages' flush will need is secured (`room`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +17,7 @@ use parking_lot::MutexGuard;
 
 use crate::message::{BATCH_HEADER, MessageRef, Messages, put_varint, set_batch_header};
 use crate::options::Durability;
+use crate::room::Nature;
 use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
@@ -40,6 +41,9 @@ impl Shared {
         let end;
         {
             let mut commit = self.lock_with_room(&[state])?;
+            let nature = if message.kind.is_delete() { Nature::Deletes } else { Nature::Writes };
+            let cost = self.cost_in(state, bytes as u64, 1);
+            let means = self.secure(&mut commit, cost, nature)?;
             let first = Seqno(commit.next.0);
             set_batch_header(&mut header, first, 1);
             let mut at = BATCH_HEADER;
@@ -57,9 +61,11 @@ impl Shared {
                     at += small.len();
                 }
             }
-            end =
-                self.log(&mut commit, &[&header[..at], message.key, message.value], durability, &[state])?;
-            state.peek().heads[0].table.apply_one(first, message);
+            let parts = [&header[..at], message.key, message.value];
+            end = self.log(&mut commit, &parts, nature, durability, &[state])?;
+            let view = state.peek();
+            view.heads[0].table.apply_one(first, message);
+            self.charge(&mut commit, &view.heads[0], cost, means);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);
         }
@@ -74,6 +80,7 @@ impl Shared {
         encoded: &mut [u8],
         count: u32,
         states: &[&State],
+        nature: Nature,
         durability: Durability,
     ) -> Result<()> {
         if count == 0 {
@@ -85,9 +92,11 @@ impl Shared {
         let end;
         {
             let mut commit = self.lock_with_room(states)?;
+            let costs = self.costs(encoded, count, states);
+            let means = self.secure(&mut commit, costs.iter().sum(), nature)?;
             let first = commit.next;
             set_batch_header(encoded, first, count);
-            end = self.log(&mut commit, &[encoded], durability, states)?;
+            end = self.log(&mut commit, &[encoded], nature, durability, states)?;
             match states {
                 [state] => {
                     let mut seqno = first.0;
@@ -107,6 +116,9 @@ impl Shared {
                     }
                 }
             }
+            for (state, cost) in states.iter().zip(costs) {
+                self.charge(&mut commit, &state.peek().heads[0], cost, means);
+            }
             let last = first.0 + u64::from(count) - 1;
             commit.next = Seqno(last + 1);
             self.visible.store(last, Ordering::Release);
@@ -114,6 +126,21 @@ impl Shared {
         Counters::add(&self.counters.user_bytes, encoded.len() as u64 - u64::from(count) * 4);
         Counters::add(&self.counters.messages, u64::from(count));
         self.make_durable(end, durability)
+    }
+
+    /// What the messages of a batch cost in each keyspace. REQUIRES: the commit lock.
+    fn costs(&self, encoded: &[u8], count: u32, states: &[&State]) -> Vec<u64> {
+        if let [state] = states {
+            return vec![self.cost_in(state, encoded.len() as u64, u64::from(count))];
+        }
+        let mut sums = vec![(0u64, 0u64); states.len()];
+        for (id, message) in Messages::new(&encoded[BATCH_HEADER..]) {
+            if let Some(at) = states.iter().position(|state| state.id == id) {
+                sums[at].0 += (message.key.len() + message.value.len()) as u64;
+                sums[at].1 += 1;
+            }
+        }
+        states.iter().zip(sums).map(|(state, (bytes, count))| self.cost_in(state, bytes, count)).collect()
     }
 
     /// What must hold before a write is considered, and the smooth part of back-pressure.
@@ -135,6 +162,10 @@ impl Shared {
         let mut commit = self.commit.lock();
         let mut waiting_since: Option<Instant> = None;
         loop {
+            // Under the lock: what a dropped keyspace was granted has been taken back.
+            if let Some(state) = states.iter().find(|state| state.is_dropped()) {
+                return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
+            }
             let mut full = false;
             for state in states {
                 let view = state.peek();
@@ -178,6 +209,7 @@ impl Shared {
         &self,
         commit: &mut Commit,
         parts: &[&[u8]],
+        nature: Nature,
         durability: Durability,
         states: &[&State],
     ) -> Result<Option<Lsn>> {
@@ -188,7 +220,14 @@ impl Shared {
             return Ok(None);
         }
         let start = commit.appender.end();
-        let end = commit.appender.append(parts).map_err(|e| self.log_failed(e.into()))?;
+        let appended = match nature {
+            Nature::Writes => commit.appender.append(parts),
+            Nature::Deletes => commit.appender.append_reserved(parts),
+        };
+        let end = appended.map_err(|e| self.log_failed(e.into()))?;
+        if nature == Nature::Deletes && self.wal.reserve_missing() {
+            self.scheduler.squeeze();
+        }
         for state in states {
             let view = state.peek();
             if view.heads[0].first_lsn.get().is_none() {
@@ -217,7 +256,9 @@ impl Shared {
 
     /// A full device is only told to the caller; any other failure of the log ends writing.
     fn log_failed(&self, error: Error) -> Error {
-        if !matches!(error, Error::NoSpace { .. }) {
+        if matches!(error, Error::NoSpace { .. }) {
+            self.scheduler.squeeze();
+        } else {
             self.poison.set(&error);
         }
         error

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::check::{CheckReport, check};
 use crate::options::{Builder, Durability, KeyspaceOptions};
 use crate::recovery;
+use crate::room::Nature;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::types::KeyspaceId;
@@ -238,6 +239,7 @@ impl Db {
             state.dropped.store(false, Ordering::Relaxed);
             return Err(error);
         }
+        state.view().heads.iter().for_each(|head| shared.discharge(head));
         Ok(true)
     }
 
@@ -269,7 +271,8 @@ impl Db {
         }
         let (count, keyspaces) = (batch.count, std::mem::take(&mut batch.keyspaces));
         let states: Vec<&State> = keyspaces.iter().map(|k| &*k.state).collect();
-        let result = self.shared().commit_batch(&mut batch.encoded, count, &states, durability);
+        let nature = if batch.only_deletes { Nature::Deletes } else { Nature::Writes };
+        let result = self.shared().commit_batch(&mut batch.encoded, count, &states, nature, durability);
         batch.keyspaces = keyspaces;
         result?;
         batch.clear();

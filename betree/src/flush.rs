@@ -134,6 +134,7 @@ pub(crate) fn flush_memtable(
 ) -> Result<()> {
     let Some((first, last)) = head.table.seqnos() else {
         state.install(head, Seqno(0), Arc::clone);
+        shared.discharge(head);
         return Ok(());
     };
     let options = &state.tree;
@@ -165,6 +166,7 @@ pub(crate) fn flush_memtable(
         let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
         settle(root, options, &mut moved)
     });
+    shared.discharge(head);
     shared.counters.moved_bytes.fetch_add(moved, Relaxed);
     Ok(())
 }

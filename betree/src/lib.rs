@@ -27,6 +27,7 @@ mod page;
 mod poison;
 mod pressure;
 mod recovery;
+mod room;
 mod run;
 mod scheduler;
 mod segment;

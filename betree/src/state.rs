@@ -14,6 +14,7 @@ use crate::memtable::Memtable;
 use crate::node::Node;
 use crate::operator::MergeOperator;
 use crate::options::TreeOptions;
+use crate::room::flush_percent;
 use crate::types::{KeyspaceId, Seqno};
 use crate::view::{Head, View};
 
@@ -27,6 +28,8 @@ pub(crate) struct State {
     /// Known operator; set again when the keyspace is opened with one.
     operator: RwLock<Option<Arc<dyn MergeOperator>>>,
     pub tree: TreeOptions,
+    /// See [`room::flush_percent`](crate::room::flush_percent).
+    pub flush_percent: u64,
     memtable_bytes: usize,
     view: ArcSwap<View>,
     change: Mutex<()>,
@@ -51,6 +54,7 @@ impl State {
             name: name.to_string(),
             operator: RwLock::new(operator),
             tree,
+            flush_percent: flush_percent(&tree),
             memtable_bytes,
             view: ArcSwap::from_pointee(View { heads: vec![head], root, flushed }),
             change: Mutex::new(()),
@@ -123,5 +127,6 @@ fn new_head(bytes: usize, operator: Option<Arc<dyn MergeOperator>>) -> Arc<Head>
         table: Arc::new(Memtable::new(bytes, operator)),
         first_lsn: Default::default(),
         unlogged: AtomicBool::new(false),
+        charge: Default::default(),
     })
 }

@@ -102,7 +102,8 @@ fn batch(thread: usize, i: u64) -> Vec<Change> {
     }
     if i.is_multiple_of(53) {
         let from = i % 690;
-        changes.push(Change::RangeDelete(format!("{thread}/r{from:04}"), format!("{thread}/r{:04}", from + 9)));
+        changes
+            .push(Change::RangeDelete(format!("{thread}/r{from:04}"), format!("{thread}/r{:04}", from + 9)));
     }
     changes
 }
@@ -233,8 +234,7 @@ fn round(plan: &Plan, rng: &mut Rng, models: &mut [Model], totals: &mut Totals) 
     let db = builder(rng).open(plan.directory.join("db")).map_err(|e| format!("does not open: {e}"))?;
     let broken = |e: betree::Error| format!("does not read: {e}");
     let records = db.keyspace("records").map_err(broken)?;
-    let counts =
-        db.keyspace_with("counts", KeyspaceOptions::new().merge_operator(AddI64)).map_err(broken)?;
+    let counts = db.keyspace_with("counts", KeyspaceOptions::new().merge_operator(AddI64)).map_err(broken)?;
     let mut expected = BTreeMap::new();
     for (thread, model) in models.iter_mut().enumerate() {
         let last = number(records.get(format!("{thread}/last")).map_err(broken)?);
@@ -258,7 +258,10 @@ fn round(plan: &Plan, rng: &mut Rng, models: &mut [Model], totals: &mut Totals) 
             Some((k, v)) if k[..] == key[..] && v[..] == value[..] => {}
             other => {
                 let other = other.map(|(k, _)| k.escape_ascii().to_string());
-                return Err(format!("{} was found instead of {other:?}, or has another value", key.escape_ascii()));
+                return Err(format!(
+                    "{} was found instead of {other:?}, or has another value",
+                    key.escape_ascii()
+                ));
             }
         }
     }

@@ -190,6 +190,12 @@ impl Wal {
         Ok(())
     }
 
+    /// Whether the file held in reserve is in use, or could not be made.
+    #[must_use]
+    pub fn reserve_missing(&self) -> bool {
+        self.shared.reserve_missing.load(Ordering::Relaxed)
+    }
+
     /// Removes the files kept for recycling: for a device so full that others need their space.
     pub fn remove_spares(&self) {
         self.shared.remove_spares();

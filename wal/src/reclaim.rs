@@ -58,8 +58,10 @@ impl Shared {
         };
         for (index, victim) in victims.into_iter().enumerate() {
             let name = file_name(victim.number);
-            let zeroed = || make_blank(&*self.storage, &name, Content::Stale, self.options.file_bytes).is_ok();
-            if self.reserve_missing.load(Ordering::Relaxed) && zeroed() && self.becomes_reserve(victim.number) {
+            let zeroed =
+                || make_blank(&*self.storage, &name, Content::Stale, self.options.file_bytes).is_ok();
+            if self.reserve_missing.load(Ordering::Relaxed) && zeroed() && self.becomes_reserve(victim.number)
+            {
                 continue;
             }
             if index < room && zeroed() {

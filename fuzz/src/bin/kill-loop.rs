@@ -26,7 +26,14 @@ fn main() -> ExitCode {
     println!("kill-loop --kills {kills} --seed {seed} --dir {}", directory.display());
     let plan = std::env::current_exe()
         .and_then(|program| std::fs::create_dir_all(&directory).map(|()| program))
-        .map(|program| Plan { program, directory: directory.clone(), seed, kills, check_every: 10, talk: true });
+        .map(|program| Plan {
+            program,
+            directory: directory.clone(),
+            seed,
+            kills,
+            check_every: 10,
+            talk: true,
+        });
     let result = plan.map_err(|e| e.to_string()).and_then(|plan| run(&plan));
     match result {
         Ok(totals) => {
