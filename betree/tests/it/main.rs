@@ -1,4 +1,5 @@
 //! The integration tests of the crate.
 
 mod api;
+mod full_device;
 mod tidy;
