@@ -118,6 +118,11 @@ impl Db {
         self.shared().storage.notes()
     }
 
+    /// The failure since which writes are refused ([`Error::Poisoned`]), if there was one. Reads go on; opening anew recovers what was promised.
+    pub fn failure(&self) -> Option<String> {
+        self.shared().poison.cause().map(str::to_string)
+    }
+
     /// Opens the keyspace `name`, creating it with default options if it is not there.
     ///
     /// # Errors
