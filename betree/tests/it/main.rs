@@ -1,5 +1,6 @@
 //! The integration tests of the crate.
 
 mod api;
+mod backends;
 mod full_device;
 mod tidy;
