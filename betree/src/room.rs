@@ -10,6 +10,9 @@
 //! a promise leaves the reserve whole, and the log takes no ordinary record while its reserve is missing. Above the quarter a delete is refused as well;
 //! the memtables that hold those before it are flushed meanwhile, so a later attempt succeeds.
 //!
+//! **Compactions** need as much space as what has piled up for a leaf. The scheduler tells the pager the most that one of them will take, and no promise is given
+//! from that ([`betree_pager::Pager::foresee`]): a burst of writes cannot fill the device before the first compaction had its turn.
+//!
 //! **Squeezing** begins with the first refusal, and with the first delete that went to a reserve (`scheduler`): memtables are frozen and flushed,
 //! everything pending goes down to the leaves, leaves are compacted, and checkpoints are taken every few tasks and
 //! whenever a task found no space: a checkpoint alone frees what the tasks replaced, and lets the log be trimmed.

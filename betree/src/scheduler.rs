@@ -123,6 +123,8 @@ impl Scheduler {
 struct Survey {
     best: Option<(f64, Arc<State>, Site)>,
     overdue: u64,
+    /// Bytes that the largest single flush or compaction may write.
+    largest: u64,
     /// Whether anything at all is pending (or, when forced, not compacted).
     any: bool,
 }
@@ -156,6 +158,11 @@ impl Survey {
                 continue;
             }
             self.any = true;
+            let below = match &child.target {
+                Target::Leaf(leaf) => leaf.base_bytes() + leaf.delta_bytes(),
+                Target::Node(_) => 0,
+            };
+            self.largest = self.largest.max(child.pending + below);
             sum += score;
             pending += child.pending;
             if score >= 1.0 {
@@ -223,6 +230,8 @@ impl Shared {
             survey.node(state, &view.root, None, &|claim| busy(inner, claim), forced);
         }
         self.pressure.set_debt(survey.overdue);
+        // Pages, filters and segments are rounded up.
+        self.pager.foresee(survey.largest + survey.largest / 4);
         let Some((_, state, site)) = survey.best else { return self.pick_last(inner) };
         let child = &site.node.children[site.index];
         Some(match &child.target {

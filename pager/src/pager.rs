@@ -138,6 +138,11 @@ impl Pager {
         self.0.space.release_promise(bytes);
     }
 
+    /// The largest rewriting that is due, or will be, takes `bytes`: what of it is beyond its part of the reserve is kept free as well.
+    pub fn foresee(&self, bytes: u64) {
+        self.0.space.foresee(bytes.div_ceil(BLOCK_U64));
+    }
+
     /// The [reserve](Options::reserve) in bytes.
     #[must_use]
     pub fn reserve_bytes(&self) -> u64 {

@@ -12,7 +12,8 @@
 //! needs room at first: it may use the reserve ([`Claim::Rewrite`]) but neither what was promised nor the last quarter of the
 //! reserve, and that quarter is left to those who publish what the others did ([`Claim::Reserved`]), because only a checkpoint
 //! frees the blocks that rewriting replaced. So each step of making room can be followed by the next: rewriting at most three quarters of the
-//! reserve, publishing, and both shares are free again. The reserve is refilled at each publication, from holes, from the
+//! reserve, publishing, and both shares are free again. Where one rewriting needs more than that (much has piled up for one leaf), its owner
+//! says so beforehand ([`Space::foresee`]), and no promise is given from that space either. The reserve is refilled at each publication, from holes, from the
 //! device, or from what was dropped.
 //!
 //! What this does not cover: blocks are promised by number, and an extent needs them in one piece. A file whose free space is scattered in
@@ -89,6 +90,8 @@ struct Map {
     pinned: u64,
     /// Blocks owned by extents.
     owned: u64,
+    /// Blocks that rewriting will need beside the reserve, as its owner foresees: no promise is given from them.
+    foreseen: u64,
     /// Bytes promised: as many backed free blocks as they fill are not given to others.
     promised_bytes: u64,
     /// Recovery only: what was adopted so far, start to length.
@@ -252,6 +255,11 @@ impl Space {
         map.promised_bytes = map.promised_bytes.saturating_sub(bytes);
     }
 
+    /// Rewriting will need so many blocks: see [`Map::foreseen`].
+    pub(crate) fn foresee(&self, blocks: u64) {
+        self.map.lock().foreseen = blocks.saturating_sub(self.reserve * 3 / 4);
+    }
+
     /// Bytes of the reserve.
     pub(crate) fn reserve_bytes(&self) -> u64 {
         self.reserve * BLOCK_U64
@@ -370,7 +378,7 @@ impl Space {
                 }
             }
             let backed_below = map.backed.total();
-            let wanted = self.reserve + map.promised();
+            let wanted = self.reserve + map.promised() + map.foreseen;
             let keep = self.min_growth.max(wanted.saturating_sub(backed_below) + unbacked);
             let new_end = (start + keep).max(map.pinned).min(old_end);
             // Cutting by less than a step is not worth growing again.
@@ -402,7 +410,7 @@ impl Space {
         for _ in 0..MAX_PUNCHES {
             let range = {
                 let mut map = self.map.lock();
-                let keep = (map.end / fraction).max(self.reserve + map.promised());
+                let keep = (map.end / fraction).max(self.reserve + map.promised() + map.foreseen);
                 if map.backed.total() <= keep {
                     break;
                 }
@@ -464,7 +472,8 @@ impl Map {
 
     /// Backed free blocks that must be there for `bytes` more to be promised.
     fn needed(&self, bytes: u64, reserve: u64) -> u64 {
-        self.promised_bytes.saturating_add(bytes).div_ceil(BLOCK_U64).saturating_add(reserve)
+        let promised = self.promised_bytes.saturating_add(bytes).div_ceil(BLOCK_U64);
+        promised.saturating_add(reserve).saturating_add(self.foreseen)
     }
 
     fn promised(&self) -> u64 {

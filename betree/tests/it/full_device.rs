@@ -54,15 +54,17 @@ fn fill(keyspace: &Keyspace, model: &mut Model, rng: &mut Rng) {
 }
 
 /// Carries out `write`, which may be refused while background work makes room. How often it was.
-fn insist(what: &str, mut write: impl FnMut() -> betree::Result<()>) -> usize {
+fn insist(what: &str, db: &Db, mut write: impl FnMut() -> betree::Result<()>) -> usize {
+    let mut last = String::new();
     for attempt in 0..ATTEMPTS {
         match write() {
             Ok(()) => return attempt,
-            Err(Error::NoSpace { .. }) => std::thread::sleep(Duration::from_millis(50)),
+            Err(error @ Error::NoSpace { .. }) => last = error.to_string(),
             Err(other) => panic!("{what}: {other}"),
         }
+        std::thread::sleep(Duration::from_millis(50));
     }
-    panic!("{what}: refused {ATTEMPTS} times");
+    panic!("{what}: refused {ATTEMPTS} times: {last}: {:#?}", db.stats());
 }
 
 fn same(keyspace: &Keyspace, model: &Model) {
@@ -102,20 +104,20 @@ fn full_and_back(mount: &Mount, portable: bool, seed: u64) {
     let keys: Vec<Vec<u8>> = model.keys().cloned().collect();
     let mut refused = 0;
     for k in keys.iter().step_by(5) {
-        refused += insist("a delete", || keyspace.remove(k));
+        refused += insist("a delete", &db, || keyspace.remove(k));
         model.remove(k);
     }
     let (low, high) = (keys[keys.len() / 20].clone(), keys[keys.len() - 1].clone());
-    refused += insist("a range delete", || keyspace.remove_range(&low, &high));
+    refused += insist("a range delete", &db, || keyspace.remove_range(&low, &high));
     model.retain(|k, _| *k < low || *k >= high);
     same(&keyspace, &model);
-    let again = insist("writing again", || keyspace.insert("again", vec![1; 700]));
+    let again = insist("writing again", &db, || keyspace.insert("again", vec![1; 700]));
     model.insert(b"again".to_vec(), vec![1; 700]);
     println!("{} deletes refused at first, writing again after {again} attempts; {}", refused, usage(&path));
     // Not only one write: a good part of the device is free.
     for i in 0..8_000u64 {
         let value = rng.bytes(700);
-        insist("writing on", || keyspace.insert(i.to_be_bytes(), &value));
+        insist("writing on", &db, || keyspace.insert(i.to_be_bytes(), &value));
         model.insert(i.to_be_bytes().to_vec(), value);
     }
     let mut batch = db.batch();
@@ -171,9 +173,9 @@ fn a_device_that_others_have_filled_takes_deletes_and_what_they_free_can_be_writ
             }
         }
         assert!(refused > 0, "{}", usage(&path));
-        insist("a range delete", || keyspace.clear());
+        insist("a range delete", &db, || keyspace.clear());
         for i in 0..5_000u64 {
-            insist("writing again", || keyspace.insert(i.to_be_bytes(), vec![2; 500]));
+            insist("writing again", &db, || keyspace.insert(i.to_be_bytes(), vec![2; 500]));
         }
         assert_eq!(keyspace.iter().count(), 5_000);
         assert_eq!(db.check().unwrap().problems, Vec::<String>::new());
