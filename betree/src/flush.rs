@@ -143,7 +143,7 @@ pub(crate) fn flush_memtable(
     let mut writer = RunWriter::new(
         &shared.pager,
         &mut io.write,
-        *options,
+        shared.writing_options(*options),
         Purpose::NewData,
         &shared.counters.memtable_flush_bytes,
     );
@@ -177,7 +177,7 @@ fn rewriter<'a>(
     options: TreeOptions,
     written: &'a Counter,
 ) -> RunWriter<'a> {
-    RunWriter::new(&shared.pager, io, options, Purpose::Rewrite, written)
+    RunWriter::new(&shared.pager, io, shared.writing_options(options), Purpose::Rewrite, written)
 }
 
 /// Merges what is pending for an inner child into one run in the child's buffer.

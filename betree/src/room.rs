@@ -34,6 +34,9 @@ const PER_MESSAGE: u64 = 32;
 /// What even the smallest run takes: a page and a meta block.
 const PER_MEMTABLE: u64 = 16 << 10;
 
+/// Bytes of a segment on a full device, beside one page.
+const SHORT_SEGMENT: usize = 28 << 10;
+
 /// What a batch consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
@@ -104,6 +107,15 @@ impl Shared {
                 Err(error)
             }
         }
+    }
+
+    /// The options by which a run is written: short segments while the device is full, since what is free then may lie scattered in short
+    /// pieces. Later compactions make longer ones of them.
+    pub(crate) fn writing_options(&self, mut tree: crate::TreeOptions) -> crate::TreeOptions {
+        if self.scheduler.squeezing() {
+            tree.segment_bytes = tree.segment_bytes.min(tree.page_bytes + SHORT_SEGMENT);
+        }
+        tree
     }
 
     /// What messages for `state` cost, the memtable's own cost included if they are its first.

@@ -112,6 +112,11 @@ impl Scheduler {
         self.wake.notify_one();
     }
 
+    /// Whether the device is full, as far as is known.
+    pub(crate) fn squeezing(&self) -> bool {
+        self.inner.lock().squeeze
+    }
+
     pub(crate) fn want_checkpoint(&self) {
         self.inner.lock().checkpoint_wanted = true;
         self.wake.notify_one();
@@ -317,6 +322,9 @@ impl Shared {
                     inner.error = Some(error.clone());
                     if matches!(error, Error::NoSpace { .. }) {
                         inner.failed.insert(claim);
+                        if !inner.squeeze {
+                            (inner.squeeze, inner.gave_back) = (true, false);
+                        }
                     } else {
                         inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
                     }

@@ -17,7 +17,8 @@
 //! device, or from what was dropped.
 //!
 //! What this does not cover: blocks are promised by number, and an extent needs them in one piece. A file whose free space is scattered in
-//! pieces shorter than what is asked for may refuse although enough is free, until neighbours of free ranges are dropped.
+//! pieces shorter than what is asked for may refuse although enough is free, until neighbours of free ranges are dropped. So ask for
+//! short extents when the device is full.
 //!
 //! Locks: [`Space::map`] guards the maps for a few tree operations and is never held across a system call, because
 //! extents are dropped wherever readers let go of a tree version. [`Space::resize`] is held across growing, cutting
