@@ -138,7 +138,7 @@ impl Storage for DiskStorage {
         let file = options.read(true).write(true).create(true).truncate(false).open(path).map_err(located)?;
         loop {
             return match file.try_lock() {
-                Ok(()) => Ok(Box::new(HeldLock { _file: file })),
+                Ok(()) => Ok(Box::new(HeldLock { file })),
                 Err(TryLockError::WouldBlock) => Err(Error::Locked { path: self.path() }),
                 Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(TryLockError::Error(e)) => Err(located(e)),
@@ -173,10 +173,18 @@ impl Storage for DiskStorage {
     }
 }
 
-/// The lock lives as long as the open file.
+/// Let go explicitly: the lock lives as long as the open file, and a child process that is just being started has that
+/// open as well until it runs its program.
 #[derive(Debug)]
 struct HeldLock {
-    _file: fs::File,
+    file: fs::File,
+}
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        // Closing does it otherwise.
+        let _ = self.file.unlock();
+    }
 }
 
 impl DirLock for HeldLock {}
