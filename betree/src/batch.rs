@@ -28,13 +28,15 @@ pub struct WriteBatch {
     pub(crate) count: u32,
     /// Bytes of keys and values.
     pub(crate) user_bytes: u64,
+    /// Whether every message is a Delete or RangeDelete.
+    pub(crate) only_deletes: bool,
     /// The keyspaces named in the batch, each once.
     pub(crate) keyspaces: Vec<Keyspace>,
 }
 
 impl WriteBatch {
     pub(crate) fn new() -> Self {
-        WriteBatch { encoded: Vec::new(), count: 0, user_bytes: 0, keyspaces: Vec::new() }
+        WriteBatch { encoded: Vec::new(), count: 0, user_bytes: 0, only_deletes: true, keyspaces: Vec::new() }
     }
 
     /// Sets `key` to `value`.
@@ -112,6 +114,7 @@ impl WriteBatch {
         self.encoded.clear();
         self.count = 0;
         self.user_bytes = 0;
+        self.only_deletes = true;
         self.keyspaces.clear();
     }
 
@@ -127,6 +130,7 @@ impl WriteBatch {
         encode_message(&mut self.encoded, keyspace.id(), message);
         self.count += 1;
         self.user_bytes += (message.key.len() + message.value.len()) as u64;
+        self.only_deletes &= message.kind.is_delete();
         Ok(())
     }
 }

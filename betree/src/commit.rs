@@ -6,7 +6,7 @@
 //!
 //! Crash argument: a batch is one log record, replayed whole or not at all; records are replayed in Seqno order from
 //! the checkpoint on; so what is recovered is a prefix of the committed batches. A failed append leaves the memtables
-//! untouched.
+//! untouched. Before it, the space that the messages' flush will need is secured (`room`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -17,6 +17,7 @@ use betree_wal::Lsn;
 
 use crate::message::{Head, MessageRef, Messages};
 use crate::options::Durability;
+use crate::room::Nature;
 use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
@@ -39,11 +40,17 @@ impl Shared {
         let end;
         {
             let mut commit = self.lock_with_room(&[state])?;
+            let nature = if message.kind.is_delete() { Nature::Deletes } else { Nature::Writes };
+            let cost = self.cost_in(state, bytes as u64, 1);
+            let means = self.secure(&mut commit, cost, nature)?;
             let first = commit.next;
             let mut head = Head::of_batch(first, 1);
             head.message(state.id, message);
-            end = self.log(&mut commit, &[head.bytes(), message.key, message.value], durability, &[state])?;
-            state.peek().heads[0].table.apply_one(first, message);
+            let parts = [head.bytes(), message.key, message.value];
+            end = self.log(&mut commit, &parts, nature, durability, &[state])?;
+            let view = state.peek();
+            view.heads[0].table.apply_one(first, message);
+            self.charge(&mut commit, &view.heads[0], cost, means);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);
         }
@@ -57,6 +64,7 @@ impl Shared {
         &self,
         batch: &WriteBatch,
         states: &[&State],
+        nature: Nature,
         durability: Durability,
     ) -> Result<()> {
         let (encoded, count) = (&batch.encoded[..], batch.count);
@@ -69,9 +77,11 @@ impl Shared {
         let end;
         {
             let mut commit = self.lock_with_room(states)?;
+            let costs = self.costs(encoded, count, states);
+            let means = self.secure(&mut commit, costs.iter().sum(), nature)?;
             let first = commit.next;
             let header = Head::of_batch(first, count);
-            end = self.log(&mut commit, &[header.bytes(), encoded], durability, states)?;
+            end = self.log(&mut commit, &[header.bytes(), encoded], nature, durability, states)?;
             match states {
                 [state] => {
                     let mut seqno = first.0;
@@ -91,6 +101,9 @@ impl Shared {
                     }
                 }
             }
+            for (state, cost) in states.iter().zip(costs) {
+                self.charge(&mut commit, &state.peek().heads[0], cost, means);
+            }
             let last = first.0 + u64::from(count) - 1;
             commit.next = Seqno(last + 1);
             self.visible.store(last, Ordering::Release);
@@ -98,6 +111,21 @@ impl Shared {
         Counters::add(&self.counters.user_bytes, batch.user_bytes);
         Counters::add(&self.counters.messages, u64::from(count));
         self.make_durable(end, durability)
+    }
+
+    /// What the messages of a batch cost in each keyspace. REQUIRES: the commit lock.
+    fn costs(&self, encoded: &[u8], count: u32, states: &[&State]) -> Vec<u64> {
+        if let [state] = states {
+            return vec![self.cost_in(state, encoded.len() as u64, u64::from(count))];
+        }
+        let mut sums = vec![(0u64, 0u64); states.len()];
+        for (id, message) in Messages::new(encoded) {
+            if let Some(at) = states.iter().position(|state| state.id == id) {
+                sums[at].0 += (message.key.len() + message.value.len()) as u64;
+                sums[at].1 += 1;
+            }
+        }
+        states.iter().zip(sums).map(|(state, (bytes, count))| self.cost_in(state, bytes, count)).collect()
     }
 
     /// What must hold before a write is considered, and the smooth part of back-pressure.
@@ -119,12 +147,13 @@ impl Shared {
         let mut commit = self.commit.lock();
         let mut waiting_since: Option<Instant> = None;
         loop {
+            // Asked again under the lock: nobody makes room in a keyspace that was dropped since the writer was admitted, and what it
+            // was granted has been taken back.
+            if let Some(state) = states.iter().find(|state| state.is_dropped()) {
+                return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
+            }
             let mut full = false;
             for state in states {
-                // Asked again under the lock: nobody makes room in a keyspace that was dropped since the writer was admitted.
-                if state.is_dropped() {
-                    return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
-                }
                 let view = state.peek();
                 if view.heads[0].table.bytes() >= self.memtable_bytes {
                     if view.heads.len() > Shared::MAX_FROZEN {
@@ -166,6 +195,7 @@ impl Shared {
         &self,
         commit: &mut Commit,
         parts: &[&[u8]],
+        nature: Nature,
         durability: Durability,
         states: &[&State],
     ) -> Result<Option<Lsn>> {
@@ -176,7 +206,14 @@ impl Shared {
             return Ok(None);
         }
         let start = commit.appender.end();
-        let end = commit.appender.append(parts).map_err(|e| self.log_failed(e.into()))?;
+        let appended = match nature {
+            Nature::Writes => commit.appender.append(parts),
+            Nature::Deletes => commit.appender.append_reserved(parts),
+        };
+        let end = appended.map_err(|e| self.log_failed(e.into()))?;
+        if nature == Nature::Deletes && self.wal.reserve_missing() {
+            self.scheduler.squeeze();
+        }
         for state in states {
             let view = state.peek();
             if view.heads[0].first_lsn.get().is_none() {
@@ -205,7 +242,9 @@ impl Shared {
 
     /// A full device is only told to the caller; any other failure of the log ends writing.
     fn log_failed(&self, error: Error) -> Error {
-        if !matches!(error, Error::NoSpace { .. }) {
+        if matches!(error, Error::NoSpace { .. }) {
+            self.scheduler.squeeze();
+        } else {
             self.poison.set(&error);
         }
         error

@@ -11,6 +11,7 @@ use betree_storage::primitives::thread::{self, JoinHandle};
 use crate::check::{CheckReport, Progress, check};
 use crate::options::{Builder, Durability, KeyspaceOptions};
 use crate::recovery;
+use crate::room::Nature;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::types::KeyspaceId;
@@ -118,6 +119,11 @@ impl Db {
     /// Notes about the environment that an operator may want to know, such as the fallback from io_uring.
     pub fn notes(&self) -> Vec<String> {
         self.shared().storage.notes()
+    }
+
+    /// The failure since which writes are refused ([`Error::Poisoned`]), if there was one. Reads go on; opening anew recovers what was promised.
+    pub fn failure(&self) -> Option<String> {
+        self.shared().poison.cause().map(str::to_string)
     }
 
     /// Opens the keyspace `name`, creating it with default options if it is not there.
@@ -245,6 +251,7 @@ impl Db {
             state.dropped.store(false, Ordering::Relaxed);
             return Err(error);
         }
+        state.view().heads.iter().for_each(|head| shared.discharge(head));
         Ok(true)
     }
 
@@ -275,7 +282,8 @@ impl Db {
             keyspace.check_belongs(&self.handle)?;
         }
         let states: Vec<&State> = batch.keyspaces.iter().map(|k| &*k.state).collect();
-        self.shared().commit_batch(batch, &states, durability)?;
+        let nature = if batch.only_deletes { Nature::Deletes } else { Nature::Writes };
+        self.shared().commit_batch(batch, &states, nature, durability)?;
         batch.clear();
         Ok(())
     }

@@ -134,6 +134,7 @@ pub(crate) fn flush_memtable(
 ) -> Result<()> {
     let Some((first, last)) = head.table.seqnos() else {
         state.install(head, Seqno(0), Arc::clone);
+        shared.discharge(head);
         return Ok(());
     };
     let options = &state.tree;
@@ -142,7 +143,7 @@ pub(crate) fn flush_memtable(
     let mut writer = RunWriter::new(
         &shared.pager,
         &mut io.write,
-        *options,
+        shared.writing_options(*options),
         Purpose::NewData,
         &shared.counters.memtable_flush_bytes,
     );
@@ -165,6 +166,7 @@ pub(crate) fn flush_memtable(
         let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
         settle(root, options, &mut moved)
     });
+    shared.discharge(head);
     shared.counters.moved_bytes.fetch_add(moved, Relaxed);
     Ok(())
 }
@@ -175,7 +177,7 @@ fn rewriter<'a>(
     options: TreeOptions,
     written: &'a Counter,
 ) -> RunWriter<'a> {
-    RunWriter::new(&shared.pager, io, options, Purpose::Rewrite, written)
+    RunWriter::new(&shared.pager, io, shared.writing_options(options), Purpose::Rewrite, written)
 }
 
 /// Merges what is pending for an inner child into one run in the child's buffer.

@@ -30,6 +30,7 @@ mod page;
 mod poison;
 mod pressure;
 mod recovery;
+mod room;
 mod run;
 mod salvage;
 mod scheduler;

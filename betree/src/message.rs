@@ -28,6 +28,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
+    /// Whether the message only takes away.
+    pub(crate) fn is_delete(self) -> bool {
+        matches!(self, Kind::Delete | Kind::RangeDelete)
+    }
+
     pub(crate) fn from_u8(byte: u8) -> Option<Kind> {
         Some(match byte {
             0 => Kind::Put,

@@ -19,6 +19,11 @@ impl Poison {
         let _ = self.0.set("background work panicked".to_string());
     }
 
+    /// The failure, if one was recorded.
+    pub(crate) fn cause(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+
     /// Fails if a failure was recorded.
     pub(crate) fn check(&self) -> Result<()> {
         match self.0.get() {

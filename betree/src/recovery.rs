@@ -84,6 +84,14 @@ fn cache_bytes(options: &Options, memtable: usize) -> usize {
     options.memory.saturating_sub(3 * memtable).saturating_sub(options.memory / 4).max(options.memory / 8)
 }
 
+/// Space in the data file for work that makes room: what one leaf's compaction takes at most (it may be half as large again as
+/// the limit when it is split), the nodes of a checkpoint, and the deletes of a full memtable.
+fn reserve_bytes(options: &Options, memtable: usize) -> u64 {
+    let leaf = 3 * options.tree.leaf_bytes as u64;
+    let least = (options.memory as u64 / 64).clamp(256 << 10, 8 << 20);
+    least.max(leaf.min(64 << 20)).max((memtable as u64).min(4 << 20))
+}
+
 /// The built-in operators and those given, by name.
 pub(crate) fn operators(given: &[Arc<dyn MergeOperator>]) -> HashMap<String, Arc<dyn MergeOperator>> {
     let built_in: [Arc<dyn MergeOperator>; 4] =
@@ -102,7 +110,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         cache_bytes: cache_bytes(&options, memtable_bytes),
         create: options.create_if_missing,
         min_growth: (options.memory as u64 / 32).clamp(1 << 20, 16 << 20),
-        reserve: (options.memory as u64 / 64).clamp(256 << 10, 8 << 20),
+        reserve: reserve_bytes(&options, memtable_bytes),
         ..Default::default()
     };
     let (pager, superblock) = Pager::open(storage.clone(), pager_options)?;
@@ -154,6 +162,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     let wal_options = betree_wal::Options {
         file_bytes: options.log_file_bytes,
         spare_files: 2,
+        reserve_file: true,
         salt: (pager.uuid() >> 64) as u64 ^ pager.uuid() as u64,
     };
     let start = Start { from: durable.log_start, durable: log_end };
@@ -164,15 +173,16 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         Ok(())
     })?;
 
-    Ok(Arc::new(Shared {
+    let shared = Arc::new(Shared {
         memtable_bytes,
         arenas,
         storage,
         pager,
         wal,
-        commit: Mutex::new(Commit { appender, next }),
+        commit: Mutex::new(Commit { appender, next, allowance: 0 }),
         room: Condvar::new(),
         visible: AtomicU64::new(next.0 - 1),
+        unpaid: AtomicU64::new(0),
         keyspaces: RwLock::new(keyspaces),
         creating: Mutex::new(()),
         checkpoint: Mutex::new(durable),
@@ -184,7 +194,9 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         opened: Instant::now(),
         options,
         _lock: lock,
-    }))
+    });
+    shared.promise_recovered();
+    Ok(shared)
 }
 
 /// Applies one record of the log to the memtables of the keyspaces that do not have it in their tree. Its last Seqno.

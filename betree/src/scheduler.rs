@@ -7,6 +7,10 @@
 //! at score 1, or as the heaviest child of a node whose children are at one half on average, so that flushes spread over time
 //! instead of coming due together. A child that nothing is written to ages with its parent's queue and comes due by its run count, so that it
 //! does not pin old runs.
+//!
+//! While the scheduler *squeezes* (`room`), everything pending is due, as when somebody calls `compact`, and every few tasks a
+//! checkpoint. It ends when nothing is left to do. A task that found no space is not tried again before a checkpoint has freed some, or, when
+//! there is nothing to free, before a pause; others have their turn meanwhile, since a leaf that a range delete covers needs no space.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -27,6 +31,8 @@ use crate::{Error, Result};
 
 /// How long workers wait after the device was full before they try again.
 const FULL_DEVICE_PAUSE: Duration = Duration::from_millis(200);
+/// Changes of the trees after which a squeeze takes a checkpoint: the nodes that it has to write must fit into its part of the reserve.
+const SQUEEZED_TASKS: u64 = 16;
 /// How often an idle worker looks around unasked.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
 
@@ -37,6 +43,7 @@ enum Claim {
     Leaf(LeafId),
     Inner(KeyspaceId, u32, Pivot),
     Checkpoint,
+    GiveBack,
 }
 
 enum Task {
@@ -44,6 +51,7 @@ enum Task {
     Node(Arc<State>, Site),
     Leaf(Arc<State>, Site, bool),
     Checkpoint,
+    GiveBack,
 }
 
 #[derive(Debug, Default)]
@@ -52,6 +60,14 @@ struct Inner {
     checkpoint_wanted: bool,
     /// Callers of `compact` that wait.
     forced: usize,
+    /// The device is full: see the module's text.
+    squeeze: bool,
+    /// This squeeze has given free space back to the device.
+    gave_back: bool,
+    /// Tasks that changed a tree since the last checkpoint began.
+    changed: u64,
+    /// What found no space since the last checkpoint or pause.
+    failed: HashSet<Claim>,
     stop: bool,
     error: Option<Error>,
     retry_at: Option<Instant>,
@@ -88,6 +104,22 @@ impl Scheduler {
         self.inner.lock().error.clone()
     }
 
+    /// The device is full: whatever makes room is due.
+    pub(crate) fn squeeze(&self) {
+        let mut inner = self.inner.lock();
+        if !inner.squeeze {
+            inner.squeeze = true;
+            inner.gave_back = false;
+        }
+        drop(inner);
+        self.wake.notify_one();
+    }
+
+    /// Whether the device is full, as far as is known.
+    pub(crate) fn squeezing(&self) -> bool {
+        self.inner.lock().squeeze
+    }
+
     pub(crate) fn want_checkpoint(&self) {
         {
             let mut inner = self.inner.lock();
@@ -109,6 +141,8 @@ impl Scheduler {
 struct Survey {
     best: Option<(f64, Arc<State>, Site)>,
     overdue: u64,
+    /// Bytes that the largest single flush or compaction may write.
+    largest: u64,
     /// Whether anything at all is pending (or, when forced, not compacted).
     any: bool,
 }
@@ -119,7 +153,7 @@ impl Survey {
         state: &Arc<State>,
         node: &Arc<Node>,
         high: Option<&[u8]>,
-        claims: &HashSet<Claim>,
+        busy: &dyn Fn(&Claim) -> bool,
         forced: bool,
     ) {
         let options = &state.tree;
@@ -128,7 +162,7 @@ impl Survey {
         let mut pending = 0;
         for (i, child) in node.children.iter().enumerate() {
             if let Target::Node(below) = &child.target {
-                self.node(state, below, node.high_of(i, high), claims, forced);
+                self.node(state, below, node.high_of(i, high), busy, forced);
             }
             let runs = node.queue.len() - node.queue.partition_point(|q| q.number < child.cursor);
             let mut score = score(runs, child.pending, options);
@@ -142,12 +176,17 @@ impl Survey {
                 continue;
             }
             self.any = true;
+            let below = match &child.target {
+                Target::Leaf(leaf) => leaf.base_bytes() + leaf.delta_bytes(),
+                Target::Node(_) => 0,
+            };
+            self.largest = self.largest.max(child.pending + below);
             sum += score;
             pending += child.pending;
             if score >= 1.0 {
                 self.overdue += child.pending;
             }
-            let claimed = claims.contains(&match &child.target {
+            let claimed = busy(&match &child.target {
                 Target::Leaf(leaf) => Claim::Leaf(leaf.id),
                 Target::Node(_) => Claim::Inner(state.id, node.level, child.low.clone()),
             });
@@ -186,32 +225,59 @@ impl Shared {
     /// Picks the next task and claims it. `None`: nothing is due.
     fn pick(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
         let states = self.states();
+        let busy =
+            |inner: &Inner, claim: &Claim| inner.claims.contains(claim) || inner.failed.contains(claim);
         for state in &states {
             let claim = Claim::Memtables(state.id);
             let view = state.peek();
-            if view.heads.len() > 1 && !inner.claims.contains(&claim) {
+            if view.heads.len() > 1 && !busy(inner, &claim) {
                 let oldest = view.heads[view.heads.len() - 1].clone();
                 return Some((claim, Task::Memtable(state.clone(), oldest)));
             }
         }
-        if inner.checkpoint_wanted && !inner.claims.contains(&Claim::Checkpoint) {
+        let many = inner.squeeze && inner.changed >= SQUEEZED_TASKS;
+        if (inner.checkpoint_wanted || many) && !busy(inner, &Claim::Checkpoint) {
             inner.checkpoint_wanted = false;
+            inner.changed = 0;
             return Some((Claim::Checkpoint, Task::Checkpoint));
         }
+        let forced = inner.forced > 0 || inner.squeeze;
         let mut survey = Survey::default();
         for state in &states {
             let view = state.peek();
-            survey.node(state, &view.root, None, &inner.claims, inner.forced > 0);
+            survey.node(state, &view.root, None, &|claim| busy(inner, claim), forced);
         }
         self.pressure.set_debt(survey.overdue);
-        let (_, state, site) = survey.best?;
+        // Pages, filters and segments are rounded up.
+        self.pager.foresee(survey.largest + survey.largest / 4);
+        let Some((_, state, site)) = survey.best else { return self.pick_last(inner) };
         let child = &site.node.children[site.index];
         Some(match &child.target {
-            Target::Leaf(leaf) => (Claim::Leaf(leaf.id), Task::Leaf(state, site, inner.forced > 0)),
+            Target::Leaf(leaf) => (Claim::Leaf(leaf.id), Task::Leaf(state, site, forced)),
             Target::Node(_) => {
                 (Claim::Inner(state.id, site.node.level, child.low.clone()), Task::Node(state, site))
             }
         })
+    }
+
+    /// What is done when nothing else can be: the end of a squeeze, and of a round of attempts without space.
+    fn pick_last(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
+        if !inner.claims.is_empty() || !(inner.squeeze || !inner.failed.is_empty()) {
+            return None;
+        }
+        if inner.changed > 0 && !inner.failed.contains(&Claim::Checkpoint) {
+            inner.changed = 0;
+            inner.checkpoint_wanted = false;
+            return Some((Claim::Checkpoint, Task::Checkpoint));
+        }
+        if inner.squeeze && !inner.gave_back {
+            inner.gave_back = true;
+            return Some((Claim::GiveBack, Task::GiveBack));
+        }
+        inner.squeeze = false;
+        inner.failed.clear();
+        inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
+        None
     }
 
     fn carry_out(&self, task: &Task, io: &mut TaskIo) -> Result<()> {
@@ -225,6 +291,11 @@ impl Shared {
             Task::Leaf(state, site, force) => flush::flush_to_leaf(self, state, site, io, *force)?,
             Task::Checkpoint => {
                 self.take_checkpoint(io)?;
+                true
+            }
+            Task::GiveBack => {
+                self.pager.give_back();
+                self.wal.remove_spares();
                 true
             }
         };
@@ -253,14 +324,24 @@ impl Shared {
             match &result {
                 Ok(()) => {
                     inner.error = None;
-                    inner.retry_at = None;
+                    match task {
+                        Task::Checkpoint => inner.failed.clear(),
+                        Task::GiveBack => {}
+                        _ => inner.changed += 1,
+                    }
                 }
                 Err(error) => {
-                    if matches!(task, Task::Checkpoint) {
-                        inner.checkpoint_wanted = true;
-                    }
+                    // What failed may have changed nodes on the way, and a checkpoint frees what those before it replaced.
+                    inner.checkpoint_wanted |= matches!(task, Task::Checkpoint) || inner.changed > 0;
                     inner.error = Some(error.clone());
-                    inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
+                    if matches!(error, Error::NoSpace { .. }) {
+                        inner.failed.insert(claim);
+                        if !inner.squeeze {
+                            (inner.squeeze, inner.gave_back) = (true, false);
+                        }
+                    } else {
+                        inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
+                    }
                 }
             }
         }
@@ -283,6 +364,7 @@ impl Shared {
     /// One step of background work in this thread, for databases without background threads.
     pub(crate) fn run_one_task(&self) -> Result<bool> {
         self.relieve_log();
+        self.relieve_device();
         let mut io = TaskIo::new(&self.pager)?;
         self.step(&mut io)
     }
@@ -314,11 +396,12 @@ impl Shared {
                     return;
                 }
                 seen = inner.signals;
-                if let Some(at) = inner.retry_at
-                    && Instant::now() < at
-                {
-                    self.scheduler.wake.wait_until(&mut inner, at);
-                    continue;
+                if let Some(at) = inner.retry_at {
+                    if Instant::now() < at {
+                        self.scheduler.wake.wait_until(&mut inner, at);
+                        continue;
+                    }
+                    inner.retry_at = None;
                 }
             }
             if self.poison.check().is_err() {
@@ -328,6 +411,7 @@ impl Shared {
                 }
                 continue;
             }
+            self.relieve_device();
             match self.step(&mut io) {
                 Ok(true) | Err(_) => {}
                 Ok(false) => {
@@ -374,8 +458,25 @@ impl Shared {
         }
     }
 
+    /// While squeezing, freezes memtables that no frozen one precedes: they may hold deletes, and they keep the log from being trimmed.
+    fn relieve_device(&self) {
+        if !self.scheduler.inner.lock().squeeze {
+            return;
+        }
+        for state in self.states() {
+            let due = || state.peek().heads.len() == 1 && !state.peek().heads[0].table.is_empty();
+            if due() {
+                let mut commit = self.commit.lock();
+                if due() {
+                    self.freeze(&mut commit, &state);
+                }
+            }
+        }
+    }
+
     /// Does, or waits for, background work until `done` says so.
     fn work_until(&self, mut done: impl FnMut(&Shared) -> bool) -> Result<()> {
+        let mut failure = None;
         loop {
             // Before the look, so that what ends after it is noticed.
             let seen = self.scheduler.inner.lock().ended;
@@ -384,8 +485,13 @@ impl Shared {
             }
             self.poison.check()?;
             if self.options.background_threads == 0 {
-                if !self.run_one_task()? && !done(self) {
-                    return Ok(());
+                match self.run_one_task() {
+                    Ok(true) => failure = None,
+                    Ok(false) if !done(self) => return failure.map_or(Ok(()), Err),
+                    Ok(false) => {}
+                    // Others may need no space, and what they free is enough for this.
+                    Err(error @ Error::NoSpace { .. }) => failure = Some(error),
+                    Err(error) => return Err(error),
                 }
                 continue;
             }
@@ -428,11 +534,10 @@ impl Shared {
         self.flush_memtables()?;
         self.scheduler.inner.lock().forced += 1;
         let result = self.work_until(|shared| {
-            let none = HashSet::new();
             let mut survey = Survey::default();
             for state in shared.states() {
                 let view = state.view();
-                survey.node(&state, &view.root, None, &none, true);
+                survey.node(&state, &view.root, None, &|_| false, true);
             }
             !survey.any && shared.scheduler.inner.lock().claims.is_empty()
         });

@@ -30,6 +30,8 @@ pub(crate) struct Commit {
     pub appender: Appender,
     /// Seqno of the next message.
     pub next: Seqno,
+    /// Bytes of space promised and not yet charged to a memtable.
+    pub allowance: u64,
 }
 
 /// The keyspaces that exist.
@@ -58,6 +60,8 @@ pub(crate) struct Shared {
     pub room: Condvar,
     /// Last Seqno that readers may see.
     pub visible: AtomicU64,
+    /// Bytes that flushes will take from the reserve: deletes accepted on a full device.
+    pub unpaid: AtomicU64,
     pub keyspaces: RwLock<Keyspaces>,
     /// Held while a keyspace is created and while one is looked up by name: nobody is handed a keyspace (or an operator)
     /// that the durable catalog does not have, for what they log would name what recovery does not know.

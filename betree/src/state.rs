@@ -14,6 +14,7 @@ use crate::memtable::{ArenaPool, Memtable};
 use crate::node::Node;
 use crate::operator::MergeOperator;
 use crate::options::TreeOptions;
+use crate::room::flush_percent;
 use crate::types::{KeyspaceId, Seqno};
 use crate::view::{Head, View};
 
@@ -28,6 +29,8 @@ pub(crate) struct State {
     operator: RwLock<Option<Arc<dyn MergeOperator>>>,
     pub tree: TreeOptions,
     arenas: Arc<ArenaPool>,
+    /// See [`room::flush_percent`](crate::room::flush_percent).
+    pub flush_percent: u64,
     view: ArcSwap<View>,
     change: Mutex<()>,
     pub dropped: AtomicBool,
@@ -52,6 +55,7 @@ impl State {
             operator: RwLock::new(operator),
             tree,
             arenas,
+            flush_percent: flush_percent(&tree),
             view: ArcSwap::from_pointee(View { heads: vec![head], root, flushed }),
             change: Mutex::new(()),
             dropped: AtomicBool::new(false),
@@ -131,5 +135,6 @@ fn new_head(arenas: &Arc<ArenaPool>, operator: Option<Arc<dyn MergeOperator>>) -
         table: Arc::new(Memtable::new(arenas.clone(), operator)),
         first_lsn: Default::default(),
         unlogged: AtomicBool::new(false),
+        charge: Default::default(),
     })
 }

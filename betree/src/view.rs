@@ -13,6 +13,7 @@ use betree_wal::Lsn;
 
 use crate::memtable::Memtable;
 use crate::node::Node;
+use crate::room::Charge;
 use crate::types::Seqno;
 
 /// A memtable with what a checkpoint must know of it.
@@ -23,6 +24,8 @@ pub(crate) struct Head {
     pub first_lsn: OnceLock<Lsn>,
     /// Whether any of its messages was not logged.
     pub unlogged: AtomicBool,
+    /// What its flush has been granted.
+    pub charge: Charge,
 }
 
 /// See the module's text.

@@ -25,9 +25,9 @@ const WRITES_IN_FLIGHT: usize = 4;
 /// What a run is written for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Purpose {
-    /// Messages from a memtable.
+    /// Messages from a memtable: their space was promised when they were accepted.
     NewData,
-    /// Runs that replace others: may use the space held in reserve, since they make room.
+    /// Runs that replace others: may use most of the space held in reserve, since they make room.
     Rewrite,
 }
 
@@ -181,8 +181,8 @@ impl<'a> RunWriter<'a> {
         let mut buf = std::mem::take(&mut self.buf);
         buf.truncate(data_len + meta_len);
         let extent = Arc::new(match self.purpose {
-            Purpose::NewData => self.pager.allocate(data_len + meta_len)?,
-            Purpose::Rewrite => self.pager.allocate_reserved(data_len + meta_len)?,
+            Purpose::NewData => self.pager.allocate_promised(data_len + meta_len)?,
+            Purpose::Rewrite => self.pager.allocate_for_rewrite(data_len + meta_len)?,
         });
         let filter_len = filter::filter_len(messages, self.options.filter_bits);
         let (data, meta) = buf.split_at_mut(data_len);

@@ -1,10 +1,10 @@
 //! Fault runs: the simulated disk fails, by seed, and the engine must say so: errors, never wrong answers.
 //!
 //! A failed commit had no effect when the error says so (device full, writes refused); otherwise it had all of it or none, which reading
-//! shows. Reads go on. Ending and opening anew recovers what was promised.
+//! shows. Reads go on. On a device that stays full everything can be deleted, and then writing resumes. Ending and opening anew recovers what was promised.
 
 use betree::Error;
-use betree_testkit::{FaultKind, Oracle, Rng, SimStorage, Workload};
+use betree_testkit::{Change, Edit, FaultKind, Op, Oracle, Rng, SimStorage, Workload};
 use std::sync::Arc;
 
 use crate::{Failure, Place, Session, Shape, guarded, read_all};
@@ -60,6 +60,8 @@ pub struct Summary {
     pub corruption: u64,
     /// Batches committed.
     pub batches: u64,
+    /// Times everything was deleted on a full device, and writing resumed.
+    pub made_room: u64,
 }
 
 /// Runs `ops` operations of a seed under `trouble`.
@@ -120,9 +122,12 @@ fn go(seed: u64, ops: usize, trouble: Trouble) -> Result<Summary, String> {
             if !matches!(error, Error::NoSpace { .. }) {
                 return Err(context(&life, step, &format!("a full device is not told as such: {error}")));
             }
-            if rng.chance(0.2) {
+            if rng.chance(0.3) {
+                make_room(&mut life).map_err(|e| context(&life, step, &format!("on a full device: {e}")))?;
+                summary.made_room += 1;
+            } else if rng.chance(0.3) {
                 life.disk.set_capacity(None);
-                let again = life.session.apply(&betree_testkit::Op::Checkpoint);
+                let again = life.session.apply(&Op::Checkpoint);
                 again.map_err(|e| context(&life, step, &format!("writing does not resume: {e}")))?;
             }
         } else if rng.chance(0.3) {
@@ -160,6 +165,46 @@ fn set_trouble(disk: &SimStorage, trouble: Trouble, rate: f64, rng: &mut Rng) {
     if rng.chance(0.8) {
         trouble.kinds().iter().for_each(|&kind| disk.set_fault_rate(kind, rate));
     }
+}
+
+/// Attempts that deleting, and then writing, may take on a full device, with background work in between.
+const ATTEMPTS: usize = 20;
+
+/// On a device that stays full, deletes everything; then writing resumes.
+fn make_room(life: &mut Life) -> Result<(), String> {
+    // They hold on to what is deleted.
+    for _ in 0..4 {
+        life.session.apply(&Op::DropSnapshot(0)).map_err(|e| e.to_string())?;
+    }
+    let spaces = life.session.oracle.content().keyspaces.iter().enumerate();
+    let spaces: Vec<usize> = spaces.filter(|(_, records)| records.is_some()).map(|(i, _)| i).collect();
+    let all = |&keyspace: &usize| Edit { keyspace, change: Change::RangeDelete(Vec::new(), vec![0xff; 300]) };
+    insist(life, &Op::Batch(spaces.iter().map(all).collect(), false))?;
+    let put = Change::Put(b"room again".to_vec(), vec![7; 600]);
+    insist(life, &Op::Batch(vec![Edit { keyspace: spaces[0], change: put }], false))?;
+    life.session.compare().map_err(|e| e.to_string())
+}
+
+/// Applies `op`, with background work between the attempts.
+fn insist(life: &mut Life, op: &Op) -> Result<(), String> {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        match life.session.apply(op) {
+            Ok(()) => return Ok(()),
+            Err(Failure::Engine(error @ Error::NoSpace { .. })) => last = error.to_string(),
+            Err(other) => return Err(other.to_string()),
+        }
+        let mut idle = 0;
+        while idle < 2 {
+            match life.session.db().run_background() {
+                Ok(true) | Err(Error::NoSpace { .. }) => {}
+                Ok(false) => idle += 1,
+                Err(error) => return Err(format!("background work: {error}")),
+            }
+        }
+    }
+    let stats = life.session.db().stats();
+    Err(format!("refused {ATTEMPTS} times: {last}; {op:?}; {stats:?}; {:?}", life.disk.files()))
 }
 
 /// Finds out what became of the batch whose commit failed; checks that reads go on.

@@ -3,12 +3,14 @@
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
 //! database, `audit` moves money from many threads and counts it, `model` runs random operations under random options, `simulate`
 //! crashes at every operation of the simulated disk, `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole
-//! databases and salvages them. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
+//! databases and salvages them, `kills` kills a process that writes to a real disk. One seed replays a run; every failure names it. Leaf of the
+//! workspace: nothing depends on this crate.
 
 pub mod audit;
 mod content;
 pub mod corrupt;
 pub mod faults;
+pub mod kills;
 pub mod model;
 pub mod salvage;
 mod session;

@@ -38,7 +38,10 @@ pub fn in_directory(seed: u64, run: Run, path: &Path) -> Result<u64, String> {
 fn go(seed: u64, run: Run, place: impl FnOnce(&mut Rng) -> Place) -> Result<u64, String> {
     let mut rng = Rng::new(seed);
     let place = place(&mut rng);
-    let shape = Shape::tiny(&mut rng).threads(run.threads);
+    // Which of the backends of a real disk; the next opening takes the other one.
+    let mut portable = seed.is_multiple_of(2);
+    let mut shape = Shape::tiny(&mut rng).threads(run.threads);
+    shape.options.portable_io = portable;
     let mut workload = Workload::new(rng.next_u64());
     let mut session = Session::open(place, shape, None).map_err(|e| format!("first opening: {e}"))?;
     session.check_always = run.check_always;
@@ -51,6 +54,8 @@ fn go(seed: u64, run: Run, place: impl FnOnce(&mut Rng) -> Place) -> Result<u64,
                 height = height.max(session.db().stats().tree_height);
                 // The same database under other options.
                 session.shape = Shape::tiny(&mut rng).threads(run.threads);
+                portable = !portable;
+                session.shape.options.portable_io = portable;
             }
             session.apply(&op).map_err(|e| (i, e))?;
         }

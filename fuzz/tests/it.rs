@@ -10,6 +10,7 @@ use betree_fuzz::Shape;
 use betree_fuzz::audit::{self, Ground, Totals};
 use betree_fuzz::corrupt::{Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
+use betree_fuzz::kills;
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
 use betree_fuzz::salvage::{DATA, Healed, Patient, Wound};
 use betree_fuzz::simulate::{self, Plan};
@@ -116,11 +117,13 @@ fn the_same_seed_goes_the_same_way() {
 #[test]
 fn a_failing_disk_gives_errors_and_never_wrong_answers() {
     for trouble in Trouble::ALL {
-        let mut errors = 0;
+        let (mut errors, mut made_room) = (0, 0);
         for seed in seeds(10, 5) {
             let summary = held(faults::run(seed, 500, trouble));
             errors += summary.errors + summary.corruption;
+            made_room += summary.made_room;
         }
+        assert!(made_room > 0 || trouble != Trouble::FullDevice, "nothing was deleted on a full device");
         assert!(errors > 0, "{trouble:?} did not show");
     }
 }
@@ -206,6 +209,20 @@ fn a_killed_process_loses_nothing_it_acknowledged() {
         before = last;
     }
     assert!(before > 0);
+}
+
+#[test]
+fn a_killed_process_with_several_writers_loses_nothing_it_acknowledged_not_even_when_killed_while_opening() {
+    let directory = tempfile::tempdir().unwrap();
+    let totals = held(kills::run(&kills::Plan {
+        program: env!("CARGO_BIN_EXE_kill-loop").into(),
+        directory: directory.path().to_path_buf(),
+        seed: seeds(0, 1).next().unwrap(),
+        kills: 60,
+        check_every: 5,
+        talk: false,
+    }));
+    assert!(totals.batches > 0 && totals.before_the_first_write > 0 && totals.checks > 0, "{totals:?}");
 }
 
 #[test]

@@ -55,7 +55,8 @@ impl Failure {
                 betree::Error::NoSpace { .. } => {
                     reply.error(&format!("OOM command not allowed: {error}; reads go on"));
                 }
-                betree::Error::Poisoned { .. } | betree::Error::Closed => {
+                // The log fails writes only, and is not written again after that.
+                betree::Error::Poisoned { .. } | betree::Error::Log(_) | betree::Error::Closed => {
                     reply.error(&format!("MISCONF {error}"));
                 }
                 betree::Error::KeyTooLong { .. } | betree::Error::ValueTooLong { .. } => {

@@ -92,6 +92,13 @@ fn persistence(shared: &Shared, out: &mut String) {
     line(out, "rdb_bgsave_in_progress", i32::from(shared.saving.load(Relaxed)));
     line(out, "rdb_last_save_time", shared.last_save.load(Relaxed));
     line(out, "aof_enabled", 1);
+    let failure = shared.store.engine.failure();
+    // The fields by which monitoring finds a server that takes no writes.
+    line(out, "rdb_last_bgsave_status", if failure.is_some() { "err" } else { "ok" });
+    line(out, "aof_last_write_status", if failure.is_some() { "err" } else { "ok" });
+    if let Some(failure) = failure {
+        line(out, "writes_refused_since", failure);
+    }
     line(out, "durability", if shared.config.sync.load(Relaxed) { "sync" } else { "buffered" });
 }
 

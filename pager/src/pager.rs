@@ -15,7 +15,7 @@ use crate::checksum::Sealer;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::options::Options;
-use crate::space::{Claim, Space};
+use crate::space::{Claim, Keep, Space};
 use crate::stats::{CacheStats, Counters, Stats};
 use crate::superblock::Superblock;
 use crate::{BLOCK_U64, Epoch, FILE_NAME, file};
@@ -106,10 +106,54 @@ impl Pager {
         self.claim(len, Claim::Ordinary)
     }
 
-    /// As [`Pager::allocate`], and may use the [reserve](Options::reserve): for work that makes room (deletes,
-    /// compaction and the checkpoint that frees what they replaced).
+    /// As [`Pager::allocate`], from space that [`Pager::promise`] set aside. The promise itself stays until it is
+    /// [released](Pager::release_promise).
+    pub fn allocate_promised(&self, len: usize) -> Result<Extent> {
+        self.claim(len, Claim::Promised)
+    }
+
+    /// As [`Pager::allocate`], and may use three quarters of the [reserve](Options::reserve): for work that makes room once it is
+    /// published.
+    pub fn allocate_for_rewrite(&self, len: usize) -> Result<Extent> {
+        self.claim(len, Claim::Rewrite)
+    }
+
+    /// As [`Pager::allocate`], and may use all of the [reserve](Options::reserve): for the checkpoint that frees what others
+    /// replaced.
     pub fn allocate_reserved(&self, len: usize) -> Result<Extent> {
         self.claim(len, Claim::Reserved)
+    }
+
+    /// Sets `bytes` of space aside for later calls of [`Pager::allocate_promised`], beside what is promised already and the
+    /// reserve.
+    ///
+    /// Fails with [`Error::NoSpace`], with nothing set aside, when the device has not that much.
+    pub fn promise(&self, bytes: u64) -> Result<()> {
+        self.0.check_poison()?;
+        self.0.space.promise(bytes)
+    }
+
+    /// Takes a promise back, or that part of it.
+    pub fn release_promise(&self, bytes: u64) {
+        self.0.space.release_promise(bytes);
+    }
+
+    /// The largest rewriting that is due, or will be, takes `bytes`: what of it is beyond its part of the reserve is kept free as well.
+    pub fn foresee(&self, bytes: u64) {
+        self.0.space.foresee(bytes.div_ceil(BLOCK_U64));
+    }
+
+    /// The [reserve](Options::reserve) in bytes.
+    #[must_use]
+    pub fn reserve_bytes(&self) -> u64 {
+        self.0.space.reserve_bytes()
+    }
+
+    /// Gives all free space back to the device but what was promised and the reserve: when others need it. What is free now is free for the durable
+    /// checkpoint as well.
+    pub fn give_back(&self) {
+        let given = self.0.space.give_back(Keep::Least);
+        self.0.counters.given_back_bytes.fetch_add(given, Relaxed);
     }
 
     fn claim(&self, len: usize, claim: Claim) -> Result<Extent> {

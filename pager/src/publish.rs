@@ -21,6 +21,7 @@ use betree_storage as storage;
 
 use crate::error::{Error, Result};
 use crate::pager::{Pager, Shared};
+use crate::space::Keep;
 use crate::superblock::{self, MAX_PAYLOAD, Superblock};
 use crate::{Epoch, file};
 
@@ -56,7 +57,7 @@ impl Pager {
         }
         *published = epoch;
         shared.space.unpin_to(superblock.file_len);
-        let given = shared.space.give_back();
+        let given = shared.space.give_back(Keep::Share);
         shared.counters.given_back_bytes.fetch_add(given, Relaxed);
         shared.counters.publishes.fetch_add(1, Relaxed);
         shared.counters.publish_nanos.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);

@@ -5,6 +5,21 @@
 //! since before the file was opened and so not known), or on loan to a thread that is punching or backing it.
 //! Extents are always backed, so ENOSPC shows at allocation, where it can be handled, and not at a write.
 //!
+//! # A full device
+//! Backed free blocks are of three kinds, by number and not by place: *promised* to what the caller has accepted but not written yet,
+//! the *reserve*, and the rest. A promise is given only if reserve and rest are left whole behind it, so whoever brings
+//! new data is refused first, before anything was accepted. What was promised is then there. Work that makes room in the end
+//! needs room at first: it may use the reserve ([`Claim::Rewrite`]) but neither what was promised nor the last quarter of the
+//! reserve, and that quarter is left to those who publish what the others did ([`Claim::Reserved`]), because only a checkpoint
+//! frees the blocks that rewriting replaced. So each step of making room can be followed by the next: rewriting at most three quarters of the
+//! reserve, publishing, and both shares are free again. Where one rewriting needs more than that (much has piled up for one leaf), its owner
+//! says so beforehand ([`Space::foresee`]), and no promise is given from that space either. The reserve is refilled at each publication, from holes, from the
+//! device, or from what was dropped.
+//!
+//! What this does not cover: blocks are promised by number, and an extent needs them in one piece. A file whose free space is scattered in
+//! pieces shorter than what is asked for may refuse although enough is free, until neighbours of free ranges are dropped. So ask for
+//! short extents when the device is full.
+//!
 //! Locks: [`Space::map`] guards the maps for a few tree operations and is never held across a system call, because
 //! extents are dropped wherever readers let go of a tree version. [`Space::resize`] is held across growing, cutting
 //! and punching, and is taken before `map`.
@@ -30,14 +45,29 @@ const GROWTH_FRACTION: u64 = 64;
 const PUNCH_FRACTION: u64 = 4;
 /// The most holes punched at one checkpoint, so that it does not take long.
 const MAX_PUNCHES: usize = 64;
+/// Shorter holes are not worth a system call, unless the device is full.
+const SHORTEST_HOLE: u64 = 16;
 
 /// Who asks for blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Claim {
-    /// Leaves the reserve alone.
+    /// Leaves alone what was promised, and the reserve.
     Ordinary,
-    /// May use the reserve: what makes room.
+    /// Redeems a promise: leaves the last quarter of the reserve alone.
+    Promised,
+    /// Makes room in the end: leaves alone what was promised, and the last quarter of the reserve.
+    Rewrite,
+    /// May use everything: the publication that frees what others replaced.
     Reserved,
+}
+
+/// How much free space stays backed when space is given back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// A share of the file, so that it is not punched and backed again all the time.
+    Share,
+    /// Nothing but what was promised, and the reserve: others need the device's space.
+    Least,
 }
 
 /// The blocks of one file.
@@ -61,6 +91,10 @@ struct Map {
     pinned: u64,
     /// Blocks owned by extents.
     owned: u64,
+    /// Blocks that rewriting will need beside the reserve, as its owner foresees: no promise is given from them.
+    foreseen: u64,
+    /// Bytes promised: as many backed free blocks as they fill are not given to others.
+    promised_bytes: u64,
     /// Recovery only: what was adopted so far, start to length.
     adopted: Option<BTreeMap<u64, u64>>,
 }
@@ -143,12 +177,12 @@ impl Space {
 
     /// Takes `len` blocks; the file grows when nothing fits.
     pub(crate) fn allocate(&self, len: u64, claim: Claim) -> Result<Range> {
-        if let Some(range) = self.map.lock().take_backed(len, self.kept_back(claim)) {
+        if let Some(range) = self.take_backed(len, claim) {
             return Ok(range);
         }
         let _resize = self.resize.lock();
         // Another thread may have grown the file, or extents may have been dropped, while this one waited.
-        if let Some(range) = self.map.lock().take_backed(len, self.kept_back(claim)) {
+        if let Some(range) = self.take_backed(len, claim) {
             return Ok(range);
         }
         let hole = self.map.lock().unbacked.take(len);
@@ -167,10 +201,69 @@ impl Space {
             }
             // Threads that found room without growing may have taken some of it; each turn grows the file anew, so
             // this ends with the blocks or with a full device.
-            if let Some(range) = self.map.lock().take_backed(len, self.kept_back(claim)) {
+            if let Some(range) = self.take_backed(len, claim) {
                 return Ok(range);
             }
         }
+    }
+
+    /// Promises `bytes` to later claims with [`Claim::Promised`]. Fails, with nothing changed, if the device has not that much
+    /// beside the reserve.
+    pub(crate) fn promise(&self, bytes: u64) -> Result<()> {
+        if self.map.lock().promise(bytes, self.reserve) {
+            return Ok(());
+        }
+        let _resize = self.resize.lock();
+        loop {
+            let (missing, hole) = {
+                let mut map = self.map.lock();
+                if map.promise(bytes, self.reserve) {
+                    return Ok(());
+                }
+                let missing = map.needed(bytes, self.reserve).saturating_sub(map.backed.total());
+                // Holes before growth, or a file that shrank inside would grow at its end.
+                let shortest = missing.min(SHORTEST_HOLE);
+                let hole = map.unbacked.take(missing).or_else(|| map.unbacked.take_largest(shortest));
+                (missing, hole)
+            };
+            let result = match hole {
+                Some(hole) => {
+                    let backed = self.back(hole);
+                    let mut map = self.map.lock();
+                    if backed.is_ok() {
+                        map.backed.insert(hole)
+                    } else {
+                        map.unbacked.insert(hole)
+                    }
+                    backed.map_err(Error::from)
+                }
+                None => self.grow(missing, Claim::Reserved),
+            };
+            match result {
+                Ok(()) => {}
+                Err(Error::Storage(error)) if error.is_no_space() => {
+                    return Err(self.no_space(bytes.div_ceil(BLOCK_U64)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Takes a promise back: it was redeemed, or is not needed.
+    pub(crate) fn release_promise(&self, bytes: u64) {
+        let mut map = self.map.lock();
+        debug_assert!(map.promised_bytes >= bytes, "more is taken back than was promised");
+        map.promised_bytes = map.promised_bytes.saturating_sub(bytes);
+    }
+
+    /// Rewriting will need so many blocks: see [`Map::foreseen`].
+    pub(crate) fn foresee(&self, blocks: u64) {
+        self.map.lock().foreseen = blocks.saturating_sub(self.reserve * 3 / 4);
+    }
+
+    /// Bytes of the reserve.
+    pub(crate) fn reserve_bytes(&self) -> u64 {
+        self.reserve * BLOCK_U64
     }
 
     /// Gives blocks back. Called by the last owner's drop, anywhere: a few tree operations, no system call.
@@ -203,9 +296,9 @@ impl Space {
     /// what is free now is free for it as well, because its tree is alive. Returns the bytes given back.
     ///
     /// Failures are not errors: the space stays usable by this file.
-    pub(crate) fn give_back(&self) -> u64 {
+    pub(crate) fn give_back(&self, keep: Keep) -> u64 {
         let _resize = self.resize.lock();
-        let given = self.cut_tail() + self.punch_holes();
+        let given = self.cut_tail() + self.punch_holes(keep);
         self.refill_reserve();
         given * BLOCK_U64
     }
@@ -243,11 +336,20 @@ impl Space {
         wrong
     }
 
-    fn kept_back(&self, claim: Claim) -> u64 {
+    /// Backed free blocks that a claim must leave.
+    fn kept_back(&self, map: &Map, claim: Claim) -> u64 {
         match claim {
-            Claim::Ordinary => self.reserve,
+            Claim::Ordinary => map.promised() + self.reserve,
+            Claim::Promised => self.reserve / 4,
+            Claim::Rewrite => map.promised() + self.reserve / 4,
             Claim::Reserved => 0,
         }
+    }
+
+    fn take_backed(&self, len: u64, claim: Claim) -> Option<Range> {
+        let mut map = self.map.lock();
+        let keep = self.kept_back(&map, claim);
+        map.take_backed(len, keep)
     }
 
     fn no_space(&self, blocks: u64) -> Error {
@@ -261,12 +363,12 @@ impl Space {
     /// Grows the file so that `len` blocks can be claimed, by a whole step if the device has that much.
     /// `resize` is held.
     fn grow(&self, len: u64, claim: Claim) -> Result<()> {
-        let (end, backed) = {
+        let (end, backed, keep) = {
             let map = self.map.lock();
-            (map.end, map.backed.total())
+            (map.end, map.backed.total(), self.kept_back(&map, claim))
         };
         // A free range at the end is not counted towards `len`: it may be taken before the growth is added.
-        let least = len.max((len + self.kept_back(claim)).saturating_sub(backed));
+        let least = len.max((len + keep).saturating_sub(backed));
         let step = (end / GROWTH_FRACTION).min(MAX_GROWTH).max(self.min_growth);
         let wanted = least.div_ceil(step) * step;
         let grown = match self.back(Range { start: end, len: wanted }) {
@@ -303,7 +405,8 @@ impl Space {
                 }
             }
             let backed_below = map.backed.total();
-            let keep = self.min_growth.max(self.reserve.saturating_sub(backed_below) + unbacked);
+            let wanted = self.reserve + map.promised() + map.foreseen;
+            let keep = self.min_growth.max(wanted.saturating_sub(backed_below) + unbacked);
             let new_end = (start + keep).max(map.pinned).min(old_end);
             // Cutting by less than a step is not worth growing again.
             let new_end = if old_end - new_end < self.min_growth { old_end } else { new_end };
@@ -325,20 +428,24 @@ impl Space {
     }
 
     /// Gives the largest free ranges back to the device while free space is out of proportion. `resize` is held.
-    fn punch_holes(&self) -> u64 {
+    fn punch_holes(&self, keep: Keep) -> u64 {
         let mut punched = 0;
+        let (fraction, shortest) = match keep {
+            Keep::Share => (PUNCH_FRACTION, self.min_growth),
+            Keep::Least => (u64::MAX, SHORTEST_HOLE.min(self.min_growth)),
+        };
         for _ in 0..MAX_PUNCHES {
             let range = {
                 let mut map = self.map.lock();
-                let keep = (map.end / PUNCH_FRACTION).max(self.reserve);
+                let keep = (map.end / fraction).max(self.reserve + map.promised() + map.foreseen);
                 if map.backed.total() <= keep {
                     break;
                 }
                 let surplus = map.backed.total() - keep;
-                if surplus < self.min_growth {
+                if surplus < shortest {
                     break;
                 }
-                let Some(range) = map.backed.take_largest(self.min_growth) else { break };
+                let Some(range) = map.backed.take_largest(shortest) else { break };
                 if range.len > surplus {
                     // Punching all of it would eat into what is kept: its upper part goes.
                     let upper = Range { start: range.end() - surplus, len: surplus };
@@ -360,7 +467,10 @@ impl Space {
 
     /// Backs free space until the reserve is there again. `resize` is held.
     fn refill_reserve(&self) {
-        let missing = self.reserve.saturating_sub(self.map.lock().backed.total());
+        let missing = {
+            let map = self.map.lock();
+            (self.reserve + map.promised()).saturating_sub(map.backed.total())
+        };
         if missing == 0 {
             return;
         }
@@ -378,6 +488,25 @@ impl Space {
 }
 
 impl Map {
+    /// Notes a promise if `reserve` backed free blocks remain behind it.
+    fn promise(&mut self, bytes: u64, reserve: u64) -> bool {
+        let kept = self.backed.total() >= self.needed(bytes, reserve);
+        if kept {
+            self.promised_bytes += bytes;
+        }
+        kept
+    }
+
+    /// Backed free blocks that must be there for `bytes` more to be promised.
+    fn needed(&self, bytes: u64, reserve: u64) -> u64 {
+        let promised = self.promised_bytes.saturating_add(bytes).div_ceil(BLOCK_U64);
+        promised.saturating_add(reserve).saturating_add(self.foreseen)
+    }
+
+    fn promised(&self) -> u64 {
+        self.promised_bytes.div_ceil(BLOCK_U64)
+    }
+
     /// Takes backed blocks if `keep` remain.
     fn take_backed(&mut self, len: u64, keep: u64) -> Option<Range> {
         assert!(self.adopted.is_none(), "allocate before recovery has finished");
@@ -411,108 +540,4 @@ impl Map {
 }
 
 #[cfg(test)]
-mod tests {
-    use betree_storage::{Caching, OpenMode};
-    use betree_testkit::SimStorage;
-
-    use super::*;
-
-    const STEP: u64 = 16;
-
-    /// A fresh space that grows by [`STEP`] blocks, on an empty simulated file.
-    fn space(reserve_blocks: u64) -> (Arc<SimStorage>, Space) {
-        let sim = SimStorage::new(1);
-        let file = sim.as_storage().open("f", OpenMode::CreateNew, Caching::Direct).unwrap();
-        file.allocate(0, AREA).unwrap();
-        let space = Space::new(file, AREA, STEP * BLOCK_U64, reserve_blocks * BLOCK_U64, false);
-        (sim, space)
-    }
-
-    #[test]
-    fn the_file_is_never_cut_below_the_length_a_durable_superblock_records() {
-        let (sim, space) = space(0);
-        let low = space.allocate(1, Claim::Ordinary).unwrap();
-        let high = space.allocate(100, Claim::Ordinary).unwrap();
-        let recorded = space.pin_length();
-        assert_eq!(recorded, high.end() * BLOCK_U64);
-        // Dropped by another thread while the superblock that needs the length is being written.
-        space.release(high);
-        space.unpin_to(recorded);
-        space.give_back();
-        assert!(sim.files()["f"] >= recorded);
-        let recorded = space.pin_length();
-        assert_eq!(recorded, low.end() * BLOCK_U64);
-        space.give_back();
-        assert!(sim.files()["f"] >= high.end() * BLOCK_U64, "the older superblock is still the durable one");
-        space.unpin_to(recorded);
-        space.give_back();
-        assert!(sim.files()["f"] < high.end() * BLOCK_U64);
-    }
-
-    #[test]
-    fn growth_falls_back_to_what_is_needed_and_a_failed_one_changes_nothing() {
-        let (sim, space) = space(0);
-        sim.set_capacity(Some(sim.used_bytes() + 5 * BLOCK_U64));
-        let first = space.allocate(4, Claim::Ordinary).unwrap();
-        let before = space.usage();
-        assert!(space.allocate(3, Claim::Ordinary).unwrap_err().is_no_space());
-        assert_eq!(space.usage(), before);
-        space.release(first);
-        assert_eq!(space.allocate(4, Claim::Ordinary).unwrap().start, FIRST);
-    }
-
-    #[test]
-    fn the_reserve_survives_the_cut_and_is_filled_up_again() {
-        let (_sim, space) = space(3 * STEP);
-        let extent = space.allocate(1, Claim::Ordinary).unwrap();
-        let taken = space.allocate(2 * STEP, Claim::Reserved).unwrap();
-        space.pin_length();
-        space.give_back();
-        let (_, _, backed, _) = space.usage();
-        assert!(backed >= 3 * STEP * BLOCK_U64);
-        space.release(taken);
-        space.release(extent);
-        space.unpin_to(AREA);
-        space.give_back();
-        let (file, owned, backed, unbacked) = space.usage();
-        assert!(backed >= 3 * STEP * BLOCK_U64 && owned == 0 && unbacked == 0);
-        assert!(file <= AREA + 4 * STEP * BLOCK_U64);
-    }
-
-    #[test]
-    fn threads_that_allocate_and_drop_at_once_never_share_a_block() {
-        let (_sim, space) = space(STEP);
-        let owners = Mutex::new(BTreeMap::<u64, u64>::new());
-        std::thread::scope(|scope| {
-            for thread in 1..=4u64 {
-                let (space, owners) = (&space, &owners);
-                scope.spawn(move || {
-                    let mut held = Vec::new();
-                    for step in 0..2000u64 {
-                        let range = space.allocate(1 + (step * thread) % 7, Claim::Ordinary).unwrap();
-                        {
-                            let mut owners = owners.lock();
-                            let below = owners.range(..range.end()).next_back();
-                            assert!(below.is_none_or(|(start, len)| start + len <= range.start));
-                            owners.insert(range.start, range.len);
-                        }
-                        held.push(range);
-                        if step % 3 == 0 || held.len() > 50 {
-                            let range = held.swap_remove((step * 7) as usize % held.len());
-                            owners.lock().remove(&range.start);
-                            space.release(range);
-                        }
-                        if step % 500 == 0 && thread == 1 {
-                            let recorded = space.pin_length();
-                            space.unpin_to(recorded);
-                            space.give_back();
-                        }
-                    }
-                });
-            }
-        });
-        let (file, owned, backed, unbacked) = space.usage();
-        assert_eq!(owned, owners.lock().values().sum::<u64>() * BLOCK_U64);
-        assert_eq!(AREA + owned + backed + unbacked, file);
-    }
-}
+mod tests;

@@ -164,13 +164,13 @@ impl Storage for DiskStorage {
             Ok(file) => file,
             // Whoever has the directory in use has made the file, so without it nobody has.
             Err(error) if self.read_only && error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Box::new(HeldLock { _file: None }));
+                return Ok(Box::new(HeldLock { file: None }));
             }
             Err(error) => return Err(located(error)),
         };
         loop {
             return match file.try_lock() {
-                Ok(()) => Ok(Box::new(HeldLock { _file: Some(file) })),
+                Ok(()) => Ok(Box::new(HeldLock { file: Some(file) })),
                 Err(TryLockError::WouldBlock) => Err(Error::Locked { path: self.path() }),
                 Err(TryLockError::Error(e)) if e.kind() == io::ErrorKind::Interrupted => continue,
                 Err(TryLockError::Error(e)) => Err(located(e)),
@@ -205,10 +205,20 @@ impl Storage for DiskStorage {
     }
 }
 
-/// The lock lives as long as the open file.
+/// Let go explicitly: the lock lives as long as the open file, and a child process that is just being started has that
+/// open as well until it runs its program.
 #[derive(Debug)]
 struct HeldLock {
-    _file: Option<fs::File>,
+    file: Option<fs::File>,
+}
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        if let Some(file) = &self.file {
+            // Closing does it otherwise.
+            let _ = file.unlock();
+        }
+    }
 }
 
 impl DirLock for HeldLock {}

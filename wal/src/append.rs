@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use betree_storage::{File, Window};
 
 use crate::error::{Error, Result};
-use crate::files::{CHUNK, Left, Shared};
+use crate::files::{CHUNK, Claim, Left, Shared};
 use crate::format::{FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, FrameSalt, Kind, MARK};
 use crate::{Lsn, MAX_RECORD};
 
@@ -45,7 +45,7 @@ pub struct Appender {
 impl Appender {
     /// An appender for the end of a recovered log, which lies at `offset` of the file the first window is of.
     pub(crate) fn new(shared: Arc<Shared>, offset: u64) -> Result<Self> {
-        shared.ensure_windows(1)?;
+        shared.ensure_windows(1, Claim::Reserved)?;
         let lsn = shared.end.load(Ordering::Acquire);
         let salt = FrameSalt::new(shared.options.salt);
         let ready = shared.take_window(Lsn(lsn));
@@ -75,14 +75,30 @@ impl Appender {
     /// nothing more; a record above [`MAX_RECORD`] is refused.
     #[inline]
     pub fn append(&mut self, parts: &[&[u8]]) -> Result<Lsn> {
+        self.append_as(parts, Claim::Ordinary)
+    }
+
+    /// As [`Appender::append`], and may use the file held in reserve ([`crate::Options::reserve_file`]): for records that make room
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// As [`Appender::append`].
+    #[inline]
+    pub fn append_reserved(&mut self, parts: &[&[u8]]) -> Result<Lsn> {
+        self.append_as(parts, Claim::Reserved)
+    }
+
+    #[inline]
+    fn append_as(&mut self, parts: &[&[u8]], claim: Claim) -> Result<Lsn> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let durable = self.shared.durable.load(Ordering::Relaxed);
         if durable != self.marked
             || len > SMALL - FRAME_HEADER
             || FRAME_HEADER + len > self.window_len - self.at
             || self.shared.poisoned.load(Ordering::Relaxed)
+            || (self.shared.reserve_missing.load(Ordering::Relaxed) && claim == Claim::Ordinary)
         {
-            return self.append_slow(parts, len as u64, durable);
+            return self.append_slow(parts, len as u64, durable, claim);
         }
         let header = FrameHeader { lsn: Lsn(self.lsn), kind: Kind::Full, mark: None, len };
         let mut filled = header.encode(&mut self.small[..]);
@@ -115,15 +131,18 @@ impl Appender {
     /// Records that are long, carry a mark, or do not fit the window; fragments when they do not fit the file.
     #[cold]
     #[inline(never)]
-    fn append_slow(&mut self, parts: &[&[u8]], len: u64, durable: u64) -> Result<Lsn> {
+    fn append_slow(&mut self, parts: &[&[u8]], len: u64, durable: u64, claim: Claim) -> Result<Lsn> {
         self.shared.check_poison()?;
         if len > MAX_RECORD {
             return Err(Error::TooLong { len, max: MAX_RECORD });
         }
+        if claim == Claim::Ordinary {
+            self.shared.ensure_reserve()?;
+        }
         // All windows first: from here on nothing can fail, so a record is appended whole or not at all.
         let plan = self.windows_needed(len, durable != self.marked);
         if plan > 0 {
-            self.shared.ensure_windows(plan)?;
+            self.shared.ensure_windows(plan, claim)?;
         }
 
         let mut source = Parts { parts, at: 0 };

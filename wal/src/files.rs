@@ -20,12 +20,20 @@
 //! Unwritten space makes the first sync of a page dearer (360 against 120 µs, the extent is converted in the
 //! journal), which populating cures as well: the whole populated piece is converted by one sync.
 //! Populating makes pages dirty, so it runs only a little ahead (`AHEAD` windows), or a sync would write megabytes of zeros.
+//!
+//! # The reserve
+//! With [`Options::reserve_file`] one more file of zeroed space lies ready under the name `log-reserve`, for records that make room
+//! elsewhere ([`Claim::Reserved`]) when the device has no space for another log file. Others never get it, and while it is not in place they
+//! get nothing at all: an ordinary record is refused until the reserve is restored. So after any ordinary record was taken there is room for a file's worth of the
+//! other kind. It is restored by trim, which takes the first file given back for it, and by whoever appends or prepares once the
+//! device has room. Taking it is a rename, like recycling a spare, with the same argument; its space is
+//! zeroed again at every open, because a crash may have kept the rename of a file and not its zeroing.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use betree_storage::primitives::atomic::{AtomicBool, AtomicU64};
+use betree_storage::primitives::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use betree_storage::primitives::{Condvar, Mutex};
 use betree_storage::{File, Storage, Window};
 
@@ -39,6 +47,18 @@ use crate::{Lsn, Options};
 pub(crate) const CHUNK: u64 = 1 << 20;
 /// Windows kept prepared ahead of the appender.
 const AHEAD: usize = 2;
+
+/// The name of the file held in reserve.
+pub(crate) const RESERVE: &str = "log-reserve";
+
+/// Who asks for space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Claim {
+    /// Leaves the reserve alone.
+    Ordinary,
+    /// May use the reserve.
+    Reserved,
+}
 
 /// A file with records in it.
 #[derive(Debug)]
@@ -118,6 +138,8 @@ pub(crate) struct Shared {
     /// `end` when the log was opened.
     pub opened_at: Lsn,
     pub poisoned: AtomicBool,
+    /// There is to be a reserve and there is none. Changed with `prep` held.
+    pub reserve_missing: AtomicBool,
     pub poison: Mutex<Option<betree_storage::Error>>,
     pub queue: Mutex<Queue>,
     pub prep: Mutex<Prep>,
@@ -149,6 +171,7 @@ impl Shared {
             spares,
             roused: false,
         };
+        let reserve_missing = AtomicBool::new(options.reserve_file);
         Self {
             storage,
             options,
@@ -157,6 +180,7 @@ impl Shared {
             durable: AtomicU64::new(end.0),
             opened_at: end,
             poisoned: AtomicBool::new(false),
+            reserve_missing,
             poison: Mutex::new(None),
             queue: Mutex::new(queue),
             prep: Mutex::new(Prep { current: tail, next_offset, next: None }),
@@ -168,7 +192,7 @@ impl Shared {
     }
 
     /// Makes sure the appender can take `count` windows. Either all are there or the files are as before.
-    pub fn ensure_windows(&self, count: usize) -> Result<()> {
+    pub fn ensure_windows(&self, count: usize, claim: Claim) -> Result<()> {
         if self.queue.lock().windows.len() >= count {
             return Ok(());
         }
@@ -180,7 +204,7 @@ impl Shared {
         let (current, next_offset, next) = (prep.current.clone(), prep.next_offset, prep.next.clone());
         let mut made = Vec::new();
         for _ in there..count {
-            match self.make_window(&mut prep) {
+            match self.make_window(&mut prep, claim) {
                 Ok(window) => made.push(window),
                 Err(error) => {
                     // What this attempt took must not stay taken: others may need the space more.
@@ -190,6 +214,10 @@ impl Shared {
                         self.remove(number);
                     }
                     *prep = Prep { current, next_offset, next };
+                    if self.reserve_missing.load(Relaxed) {
+                        // It may have been among them.
+                        let _ = self.make_reserve(&prep);
+                    }
                     return Err(error);
                 }
             }
@@ -203,12 +231,13 @@ impl Shared {
     ///
     /// Windows come first: starting write-back may block on a busy device for longer than they last.
     pub fn prepare(&self) -> Result<()> {
+        self.ensure_reserve()?;
         loop {
             if self.queue.lock().windows.len() < AHEAD {
                 let mut prep = self.prep.lock();
                 // The appender may have made some while this thread waited.
                 if self.queue.lock().windows.len() < AHEAD {
-                    let ready = self.make_window(&mut prep)?;
+                    let ready = self.make_window(&mut prep, Claim::Ordinary)?;
                     ready.window.populate(0, ready.window.len());
                     self.queue.lock().windows.push_back(ready);
                 }
@@ -218,9 +247,43 @@ impl Shared {
         }
         let mut prep = self.prep.lock();
         if prep.next.is_none() {
-            prep.next = Some(self.make_file(prep.current.number + 1)?);
+            prep.next = Some(self.make_file(prep.current.number + 1, Claim::Ordinary)?);
         }
         Ok(())
+    }
+
+    /// Makes the reserve if it is missing and the device has room.
+    pub fn ensure_reserve(&self) -> Result<()> {
+        if !self.reserve_missing.load(Relaxed) {
+            return Ok(());
+        }
+        self.make_reserve(&self.prep.lock())
+    }
+
+    /// `_prep` is the proof that nobody else makes files.
+    fn make_reserve(&self, _prep: &Prep) -> Result<()> {
+        if !self.reserve_missing.load(Relaxed) {
+            return Ok(());
+        }
+        let made = make_blank(&*self.storage, RESERVE, Content::NoFile, self.options.file_bytes);
+        if made.is_err() {
+            // Whatever part of the space it got, others may need more.
+            let _ = self.storage.remove(RESERVE);
+        }
+        made?.sync().and_then(|()| self.storage.sync_dir()).map_err(|error| self.poison(error))?;
+        self.reserve_missing.store(false, Relaxed);
+        Ok(())
+    }
+
+    /// Makes the zeroed file `number`, which is not needed any more, the reserve if that is missing. Whether it did.
+    pub fn becomes_reserve(&self, number: u64) -> bool {
+        let _prep = self.prep.lock();
+        let missing = self.reserve_missing.load(Relaxed);
+        let renamed = missing && self.storage.rename(&file_name(number), RESERVE).is_ok();
+        if renamed {
+            self.reserve_missing.store(false, Relaxed);
+        }
+        renamed
     }
 
     /// Waits until [`Shared::prepare`] has something to do, or for `timeout`; says whether it has.
@@ -265,11 +328,11 @@ impl Shared {
         self.work.notify_one();
     }
 
-    fn make_window(&self, prep: &mut Prep) -> Result<ReadyWindow> {
+    fn make_window(&self, prep: &mut Prep, claim: Claim) -> Result<ReadyWindow> {
         if prep.next_offset >= prep.current.len {
             let next = match prep.next.take() {
                 Some(next) => next,
-                None => self.make_file(prep.current.number + 1)?,
+                None => self.make_file(prep.current.number + 1, claim)?,
             };
             prep.current = next;
             prep.next_offset = 0;
@@ -281,16 +344,37 @@ impl Shared {
         Ok(ReadyWindow { blank: prep.current.clone(), offset, window })
     }
 
-    /// Makes a file with zeroed space whose directory entry is durable; leaves nothing behind when it fails.
-    pub fn make_file(&self, number: u64) -> Result<Blank> {
+    /// Makes a file with zeroed space whose directory entry is durable; leaves nothing behind when it fails. `prep` is held.
+    fn make_file(&self, number: u64, claim: Claim) -> Result<Blank> {
         let spare = self.queue.lock().spares.pop();
         let made = self.try_make_file(number, spare);
+        if let (Err(error), Claim::Reserved, false) = (&made, claim, self.reserve_missing.load(Relaxed))
+            && error.is_no_space()
+        {
+            self.remove(number);
+            return self.take_reserve(number);
+        }
         match &made {
             Ok(_) if spare.is_some() => add(&self.counters.recycled, 1),
             Ok(_) => add(&self.counters.created, 1),
             Err(_) => self.remove(number),
         }
         made
+    }
+
+    /// Makes the reserve the file `number`.
+    fn take_reserve(&self, number: u64) -> Result<Blank> {
+        let name = file_name(number);
+        self.storage.rename(RESERVE, &name)?;
+        self.reserve_missing.store(true, Relaxed);
+        let taken = make_blank(&*self.storage, &name, Content::Zeroed, self.options.file_bytes);
+        if taken.is_err() {
+            self.remove(number);
+        }
+        let file = taken?;
+        file.sync().and_then(|()| self.storage.sync_dir()).map_err(|error| self.poison(error))?;
+        add(&self.counters.reserve_taken, 1);
+        Ok(Blank { number, file, len: self.options.file_bytes })
     }
 
     fn try_make_file(&self, number: u64, spare: Option<Spare>) -> Result<Blank> {

@@ -1,6 +1,6 @@
 //! The write-ahead log: records of opaque bytes, appended by one, made durable for many, replayed after a crash.
 //!
-//! Owns: the log files of a directory (`log-<16 digits>`), their framing, group commit, recycling and replay.
+//! Owns: the log files of a directory (`log-<16 digits>`, and `log-reserve`, which never holds a record), their framing, group commit, recycling and replay.
 //! Knows nothing of what a record means. Called by the engine: [`Appender`] under its commit lock, [`Wal`] from any
 //! thread.
 //!
@@ -120,13 +120,16 @@ pub struct Options {
     pub file_bytes: u64,
     /// How many files below the trim point are kept for recycling.
     pub spare_files: usize,
+    /// Whether one more file is held in reserve for [`Appender::append_reserved`], so that records that make room can still be
+    /// written when the device is full.
+    pub reserve_file: bool,
     /// A number of this database: logs of others are refused.
     pub salt: u64,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { file_bytes: 16 << 20, spare_files: 2, salt: 0 }
+        Self { file_bytes: 16 << 20, spare_files: 2, reserve_file: false, salt: 0 }
     }
 }
 
@@ -206,6 +209,17 @@ impl Wal {
         self.shared.sync_upto(upto)?;
         self.shared.trim(upto);
         Ok(())
+    }
+
+    /// Whether the file held in reserve is in use, or could not be made.
+    #[must_use]
+    pub fn reserve_missing(&self) -> bool {
+        self.shared.reserve_missing.load(Ordering::Relaxed)
+    }
+
+    /// Removes the files kept for recycling: for a device so full that others need their space.
+    pub fn remove_spares(&self) {
+        self.shared.remove_spares();
     }
 
     /// Does ahead of time what would make an append slow: makes the next file, maps and populates the next windows;

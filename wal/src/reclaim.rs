@@ -58,12 +58,23 @@ impl Shared {
         };
         for (index, victim) in victims.into_iter().enumerate() {
             let name = file_name(victim.number);
-            let zeroed = || make_blank(&*self.storage, &name, Content::Stale, self.options.file_bytes);
-            if index < room && zeroed().is_ok() {
+            let zeroed =
+                || make_blank(&*self.storage, &name, Content::Stale, self.options.file_bytes).is_ok();
+            if self.reserve_missing.load(Ordering::Relaxed) && zeroed() && self.becomes_reserve(victim.number)
+            {
+                continue;
+            }
+            if index < room && zeroed() {
                 self.queue.lock().spares.push(Spare { number: victim.number, zeroed: true });
             } else {
                 self.remove(victim.number);
             }
         }
+    }
+
+    /// Removes the files kept for recycling: others need the device's space.
+    pub fn remove_spares(&self) {
+        let spares = std::mem::take(&mut self.queue.lock().spares);
+        spares.into_iter().for_each(|spare| self.remove(spare.number));
     }
 }

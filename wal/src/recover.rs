@@ -385,5 +385,10 @@ fn finish(
 ) -> Result<(Wal, Appender)> {
     let shared = Arc::new(Shared::new(storage, options, end, live, tail, offset, spares));
     let appender = Appender::new(shared.clone(), offset)?;
+    match shared.ensure_reserve() {
+        // Reading, and what needs no more space, goes on without.
+        Err(error) if error.is_no_space() => {}
+        made => made?,
+    }
     Ok((Wal { shared }, appender))
 }

@@ -26,6 +26,8 @@ pub struct Stats {
     pub recycled: u64,
     /// Files removed.
     pub removed: u64,
+    /// Times the file held in reserve was taken, because the device was full.
+    pub reserve_taken: u64,
     /// Windows the appender had to make itself because none was prepared: each is a stall of a writer.
     pub unprepared_windows: u64,
 }
@@ -38,6 +40,7 @@ pub(crate) struct Counters {
     pub created: AtomicU64,
     pub recycled: AtomicU64,
     pub removed: AtomicU64,
+    pub reserve_taken: AtomicU64,
     pub unprepared_windows: AtomicU64,
 }
 
@@ -64,6 +67,7 @@ impl crate::files::Shared {
             created: counters.created.load(Relaxed),
             recycled: counters.recycled.load(Relaxed),
             removed: counters.removed.load(Relaxed),
+            reserve_taken: counters.reserve_taken.load(Relaxed),
             unprepared_windows: counters.unprepared_windows.load(Relaxed),
         }
     }

@@ -26,9 +26,21 @@ impl Server {
     }
 
     pub fn in_dir(dir: TempDir, arguments: &[&str]) -> Server {
-        let mut child = Command::new(BINARY)
-            .args(["serve", "--listen", "127.0.0.1:0", "--memory", "64MiB", "--dir"])
-            .arg(dir.path().join("db"))
+        let mut server = Server::at(&dir.path().join("db"), &[&["--memory", "64MiB"], arguments].concat());
+        server.dir = Some(dir);
+        server
+    }
+
+    /// A server on the directory `path`, which the caller keeps.
+    pub fn at(path: &std::path::Path, arguments: &[&str]) -> Server {
+        Server::of(Command::new(BINARY), path, arguments)
+    }
+
+    /// As `at`, started by a command that ends with the server's name.
+    pub fn of(mut command: Command, path: &std::path::Path, arguments: &[&str]) -> Server {
+        let mut child = command
+            .args(["serve", "--listen", "127.0.0.1:0", "--dir"])
+            .arg(path)
             .args(arguments)
             .stdout(Stdio::piped())
             .spawn()
@@ -40,7 +52,7 @@ impl Server {
         });
         // Whatever else it prints is not to block it.
         std::thread::spawn(move || lines.for_each(drop));
-        Server { child, port: port.expect("the server says where it listens"), dir: Some(dir) }
+        Server { child, port: port.expect("the server says where it listens"), dir: None }
     }
 
     pub fn path(&self) -> std::path::PathBuf {

@@ -2,8 +2,10 @@
 
 mod commands;
 mod concurrency;
+mod device;
 mod differential;
 mod harness;
+mod kills;
 mod lifecycle;
 mod loading;
 mod malformed;

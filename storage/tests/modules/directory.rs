@@ -44,6 +44,23 @@ fn two_storages_on_one_directory_exclude_each_other() {
 }
 
 #[test]
+fn a_lock_that_was_let_go_is_free_while_child_processes_are_being_started() {
+    let base = tempfile::tempdir().unwrap();
+    let storage = DiskStorage::open(base.path(), Backend::Portable).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                std::process::Command::new("true").status().unwrap();
+            }
+        });
+        let refused = (0..20_000).find(|_| storage.lock().is_err());
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(refused, None);
+    });
+}
+
+#[test]
 fn directories_and_foreign_names_are_not_listed() {
     let base = tempfile::tempdir().unwrap();
     fs::create_dir(base.path().join("sub")).unwrap();

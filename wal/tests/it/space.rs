@@ -3,7 +3,7 @@
 use betree_testkit::SimStorage;
 use betree_wal::Lsn;
 
-use crate::{append_all, open_sim, payload};
+use crate::{Options, append_all, open, open_sim, payload, small};
 
 #[test]
 fn an_append_without_space_leaves_nothing_and_later_ones_succeed() {
@@ -57,4 +57,38 @@ fn trimming_makes_room_on_a_full_disk() {
         }
     }
     assert_eq!(opened.wal.stats().records, 100);
+}
+
+#[test]
+fn on_a_full_device_only_records_that_make_room_get_the_reserve_and_trim_restores_it() {
+    let disk = SimStorage::new(1);
+    let options = Options { reserve_file: true, ..small() };
+    let mut opened = open(disk.as_storage(), &options, Lsn(0)).unwrap();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let record = payload(1, 500);
+    let mut taken = 0;
+    while opened.appender.append(&[&record]).is_ok() {
+        taken += 1;
+    }
+    assert!((5..8).contains(&taken), "one file holds {taken} records");
+    // Its share, and no more than its share.
+    let mut reserved = 0;
+    while opened.appender.append_reserved(&[&record]).is_ok() {
+        reserved += 1;
+        assert!(opened.appender.append(&[b"x"]).unwrap_err().is_no_space());
+    }
+    assert!((6..9).contains(&reserved), "{reserved} records in the reserve");
+    assert_eq!(opened.wal.stats().reserve_taken, 1);
+    // Everything taken is there after a kill, and no reserve is made where there is no room for one.
+    let killed = disk.kill();
+    let mut again = open(killed.as_storage(), &options, Lsn(0)).unwrap();
+    assert_eq!(again.records.len(), taken + reserved);
+    assert!(again.appender.append(&[b"x"]).unwrap_err().is_no_space());
+    again.wal.trim(again.wal.end()).unwrap();
+    assert!(killed.files().contains_key("log-reserve"));
+    again.appender.append_reserved(&[&record]).unwrap();
+    killed.set_capacity(None);
+    again.appender.append(&[&record]).unwrap();
+    let killed = killed.kill();
+    assert_eq!(open(killed.as_storage(), &options, again.wal.durable()).unwrap().records.len(), 2);
 }

@@ -17,7 +17,7 @@ const LAYERS: [(&str, &str, &[&str], &[&str]); 8] = [
     ("pager", "betree-pager", &["betree-storage"], &["betree-testkit"]),
     ("betree", "betree", &["betree-pager", "betree-storage", "betree-wal"], &["betree-testkit"]),
     // The server knows the public API of the engine and nothing below it.
-    ("kvserver", "kvserver", &["betree"], &[]),
+    ("kvserver", "kvserver", &["betree"], &["betree-testkit"]),
     ("testkit", "betree-testkit", &["betree-storage"], &[]),
     // Leaves: nothing depends on them.
     (
