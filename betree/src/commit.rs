@@ -123,8 +123,8 @@ impl Shared {
         if state.is_dropped() {
             return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
         }
-        if let Some(delay) = self.pressure.delay(bytes as u64) {
-            std::thread::sleep(delay);
+        if let Some(delay) = self.pressure.delay(bytes as u64, &*self.storage) {
+            self.storage.pause(delay);
             Counters::add(&self.counters.pace_ns, delay.as_nanos() as u64);
         }
         Ok(())
@@ -144,6 +144,7 @@ impl Shared {
                     } else {
                         drop(view);
                         state.freeze();
+                        self.storage.reached("memtable-frozen");
                         self.scheduler.wake();
                     }
                 }
@@ -227,6 +228,7 @@ impl Shared {
     pub(crate) fn freeze(&self, _commit: &mut Commit, state: &Arc<State>) {
         if !state.peek().heads[0].table.is_empty() {
             state.freeze();
+            self.storage.reached("memtable-frozen");
             self.scheduler.wake();
         }
     }

@@ -200,12 +200,16 @@ impl Space {
     }
 
     /// Cuts the free tail, punches large free ranges and refills the reserve. Called after a checkpoint is durable:
-    /// what is free now is free for it as well, because its tree is alive. Returns the bytes given back.
+    /// what is free now is free for it as well, because its tree is alive. Returns the bytes given back;
+    /// `reached` is told the states on the way.
     ///
     /// Failures are not errors: the space stays usable by this file.
-    pub(crate) fn give_back(&self) -> u64 {
+    pub(crate) fn give_back(&self, reached: impl Fn(&'static str)) -> u64 {
         let _resize = self.resize.lock();
-        let given = self.cut_tail() + self.punch_holes();
+        let cut = self.cut_tail();
+        reached("space-tail-cut");
+        let given = cut + self.punch_holes();
+        reached("space-given-back");
         self.refill_reserve();
         given * BLOCK_U64
     }
@@ -412,14 +416,14 @@ mod tests {
         // Dropped by another thread while the superblock that needs the length is being written.
         space.release(high);
         space.unpin_to(recorded);
-        space.give_back();
+        space.give_back(|_| ());
         assert!(sim.files()["f"] >= recorded);
         let recorded = space.pin_length();
         assert_eq!(recorded, low.end() * BLOCK_U64);
-        space.give_back();
+        space.give_back(|_| ());
         assert!(sim.files()["f"] >= high.end() * BLOCK_U64, "the older superblock is still the durable one");
         space.unpin_to(recorded);
-        space.give_back();
+        space.give_back(|_| ());
         assert!(sim.files()["f"] < high.end() * BLOCK_U64);
     }
 
@@ -441,13 +445,13 @@ mod tests {
         let extent = space.allocate(1, Claim::Ordinary).unwrap();
         let taken = space.allocate(2 * STEP, Claim::Reserved).unwrap();
         space.pin_length();
-        space.give_back();
+        space.give_back(|_| ());
         let (_, _, backed, _) = space.usage();
         assert!(backed >= 3 * STEP * BLOCK_U64);
         space.release(taken);
         space.release(extent);
         space.unpin_to(AREA);
-        space.give_back();
+        space.give_back(|_| ());
         let (file, owned, backed, unbacked) = space.usage();
         assert!(backed >= 3 * STEP * BLOCK_U64 && owned == 0 && unbacked == 0);
         assert!(file <= AREA + 4 * STEP * BLOCK_U64);
@@ -479,7 +483,7 @@ mod tests {
                         if step % 500 == 0 && thread == 1 {
                             let recorded = space.pin_length();
                             space.unpin_to(recorded);
-                            space.give_back();
+                            space.give_back(|_| ());
                         }
                     }
                 });

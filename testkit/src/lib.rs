@@ -9,7 +9,7 @@ mod rng;
 mod sim;
 mod workload;
 
-pub use oracle::{Change, Content, Edit, Fold, Oracle, Records};
+pub use oracle::{Change, Content, Digest, Edit, Fold, Oracle, Records};
 pub use rng::Rng;
-pub use sim::{Cause, CopyPlan, FaultKind, SimStorage};
+pub use sim::{Cause, CopyPlan, DiskCopy, FaultKind, NAMED_STATES, SimStorage, Spread};
 pub use workload::{End, Keys, Op, Workload};

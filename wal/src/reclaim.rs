@@ -60,6 +60,7 @@ impl Shared {
             let name = file_name(victim.number);
             let zeroed = || make_blank(&*self.storage, &name, Content::Stale, self.options.file_bytes);
             if index < room && zeroed().is_ok() {
+                self.storage.reached("log-file-retired");
                 self.queue.lock().spares.push(Spare { number: victim.number, zeroed: true });
             } else {
                 self.remove(victim.number);

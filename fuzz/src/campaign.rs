@@ -1,0 +1,454 @@
+//! The campaign: a seed's run through several lives of one database, crashed at a random sample of its disk's operations.
+//!
+//! A life has options of its own and goes on from what the one before left. It is *calm* (copies of the disk are crashed on the way and
+//! verified, the run itself ends by closing, by a kill or by power loss), *cut* (the power goes while the engine works, at an operation or at
+//! a named state), *faulty* (the disk fails and says so) or *lying* (it fails and does not; the database's last life). Recovery between
+//! lives is crashed again, up to three times in a row, and meets faults too. The oracle goes through all of it, cut each time to the
+//! prefix that survived.
+//!
+//! Invariants: `floor` batches must be there at the next opening, `durable` ones even if the power goes during it.
+
+use std::sync::Arc;
+
+use betree_testkit::{
+    Cause, CopyPlan, DiskCopy, FaultKind, NAMED_STATES, Op, Oracle, Rng, SimStorage, Spread, Workload,
+};
+
+use crate::faults::{Trouble, located, set_trouble, settle_attempt};
+use crate::verify::{Crash, Depth, crashes_of_recovery, verify};
+use crate::{Failure, Place, Session, Shape, Summary, digest_all, guarded};
+
+/// Crashes of a calm life: some dozen in two thousand operations.
+const CALM: CopyPlan =
+    CopyPlan { power_loss_every: 60, kill_every: 180, states_every: 3, spread: Spread::Random };
+/// Crashes of a recovery, of the recovery from one of those, and of the one after that.
+const AGAIN: [CopyPlan; 3] = [
+    CopyPlan { power_loss_every: 12, kill_every: 36, states_every: 6, spread: Spread::Random },
+    CopyPlan { power_loss_every: 24, kill_every: 48, states_every: 24, spread: Spread::Random },
+    CopyPlan { power_loss_every: 200, kill_every: 200, states_every: 100, spread: Spread::Random },
+];
+/// What may fail during recovery.
+const RECOVERY_FAULTS: [FaultKind; 7] = [
+    FaultKind::ReadError,
+    FaultKind::ShortRead,
+    FaultKind::WriteError,
+    FaultKind::ShortWrite,
+    FaultKind::NoSpace,
+    FaultKind::SyncError,
+    FaultKind::DirSyncError,
+];
+/// Openings of one life that may go wrong.
+const OPENINGS: usize = 3;
+
+/// Runs a seed for `ops` operations.
+///
+/// # Errors
+/// The violated invariant, with the crash point and the last operations.
+pub fn run(seed: u64, ops: usize) -> Result<Summary, String> {
+    guarded(|| {
+        let mut run = Run::new(seed);
+        let mut left = ops;
+        while left > 0 {
+            let ops = left.min(60 + run.rng.index(ops / 2 + 1));
+            let kind = Kind::draw(&mut run.rng);
+            run.live(kind, ops)
+                .map_err(|e| format!("life {}, {kind:?}, of {ops} operations: {e}", run.summary.lives))?;
+            left -= ops;
+        }
+        run.end().map_err(|e| format!("the last opening: {e}"))?;
+        Ok(run.summary)
+    })
+    .map_err(|e| format!("seed {seed}: {e}"))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Calm,
+    Cut,
+    Faulty(Trouble),
+    Lying,
+}
+
+impl Kind {
+    fn draw(rng: &mut Rng) -> Self {
+        match rng.below(20) {
+            0..10 => Self::Calm,
+            10..14 => Self::Cut,
+            14..19 => {
+                let honest = Trouble::ALL.len() - 1;
+                Self::Faulty(Trouble::ALL[rng.index(honest)])
+            }
+            _ => Self::Lying,
+        }
+    }
+}
+
+/// How the operations of a life came to an end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// There were no more.
+    Done,
+    /// The power went.
+    Cut,
+    /// Errors made an end of it.
+    Errors,
+}
+
+struct Run {
+    rng: Rng,
+    disk: Arc<SimStorage>,
+    oracle: Oracle,
+    floor: usize,
+    durable: usize,
+    /// Whether every invariant is checked after every change of a tree.
+    check_changes: bool,
+    crashes: u64,
+    summary: Summary,
+}
+
+impl Run {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x0063_616d_7061_6967);
+        let disk = SimStorage::new(rng.next_u64());
+        let check_changes = rng.chance(0.1);
+        let summary = Summary::default();
+        Self { rng, disk, oracle: no_batches(), floor: 0, durable: 0, check_changes, crashes: 0, summary }
+    }
+
+    fn live(&mut self, kind: Kind, ops: usize) -> Result<(), String> {
+        let shape = Shape::tiny(&mut self.rng);
+        let mut session = self.open(&shape).map_err(|e| format!("opening: {e}\n  {shape:?}"))?;
+        self.summary.lives += 1;
+        let began = session.oracle.len();
+        let sync_faults = sync_faults(&self.disk);
+        match kind {
+            Kind::Calm => self.disk.keep_copies(CALM),
+            Kind::Cut => self.aim(ops as u64 * 2),
+            Kind::Faulty(_) | Kind::Lying => {}
+        }
+        let ended = self.operate(&mut session, kind, ops).map_err(|e| context(&self.disk, &session, &e))?;
+        self.summary.batches += (session.oracle.len() - began) as u64;
+        if let Some(stats) = session.stats() {
+            self.summary.height = self.summary.height.max(stats.tree_height);
+            self.summary.checkpoints += stats.checkpoint_count;
+        }
+        let sync_failed = sync_faults != self::sync_faults(&self.disk);
+        let end = if kind == Kind::Lying {
+            self.end_after_lies(&mut session)
+        } else {
+            self.end_life(&mut session, kind, ended, sync_failed)
+        };
+        end.map_err(|e| context(&self.disk, &session, &format!("the end ({ended:?}): {e}")))
+    }
+
+    /// The power goes at one of the next `ops` operations of the disk, or at a named state.
+    fn aim(&mut self, ops: u64) {
+        if self.rng.chance(0.5) {
+            self.disk.crash_at(self.disk.op_count() + self.rng.below(ops));
+        } else {
+            let name = NAMED_STATES[self.rng.index(NAMED_STATES.len())];
+            self.disk.crash_at_state(name, self.rng.between(1, 6));
+        }
+    }
+
+    /// Opens the database for the next life; crashes and faults come between.
+    fn open(&mut self, shape: &Shape) -> Result<Session, String> {
+        let mut in_recovery = false;
+        for attempt in 0.. {
+            let may_fail = attempt < OPENINGS;
+            let cut = may_fail && self.rng.chance(0.3);
+            let faulty = may_fail && !cut && self.rng.chance(0.15);
+            self.disk.keep_copies(AGAIN[0]);
+            if cut && self.rng.chance(0.5) {
+                self.disk.crash_at(self.rng.below(30));
+            } else if cut {
+                // Those of making a file and of recovery come first.
+                self.disk.crash_at_state(NAMED_STATES[self.rng.index(7)], 1);
+            } else if faulty {
+                let rate = [0.01, 0.1][self.rng.index(2)];
+                RECOVERY_FAULTS.iter().for_each(|&kind| self.disk.set_fault_rate(kind, rate));
+            }
+            let sync_faults = sync_faults(&self.disk);
+            let place = Place::Disk(self.disk.clone());
+            let allowed = self.floor..=self.oracle.len();
+            match Session::recover(place, shape.clone(), self.oracle.clone(), allowed.clone()) {
+                Ok(session) => {
+                    self.disk.clear_faults();
+                    let prefix = session.oracle.len();
+                    self.summary.lost += (allowed.end() - prefix) as u64;
+                    let crash = Crash {
+                        oracle: &self.oracle,
+                        shape,
+                        volatile: self.floor > self.durable,
+                        allowed,
+                        durable: self.durable,
+                        in_recovery,
+                        number: self.crashes,
+                    };
+                    if !faulty {
+                        // Where recovery was over is not known exactly: what a kill left counts as not durable yet.
+                        crashes_of_recovery(&self.disk, &crash, prefix, u64::MAX, &AGAIN, &mut self.summary)?;
+                    }
+                    self.stop_copies();
+                    return Ok(session);
+                }
+                Err(Failure::Engine(_)) if self.disk.is_gone() => {
+                    self.summary.again += 1;
+                    self.summary.third += u64::from(in_recovery);
+                    in_recovery = true;
+                    self.crash();
+                }
+                Err(Failure::Engine(error)) if faulty => {
+                    in_recovery = true;
+                    self.summary.errors += 1;
+                    if matches!(error, betree::Error::Corrupt { .. }) {
+                        return Err(format!("a failing device is told as damage: {error}"));
+                    }
+                    let kill = sync_faults == self::sync_faults(&self.disk) && self.rng.chance(0.5);
+                    if kill { self.disk = self.disk.kill() } else { self.crash() }
+                }
+                Err(e) => return Err(format!("attempt {attempt}: {e}")),
+            }
+        }
+        Err("unreachable: the last attempt is not disturbed".into())
+    }
+
+    fn operate(&mut self, session: &mut Session, kind: Kind, ops: usize) -> Result<Ended, String> {
+        let mut before = (session.durable, session.oracle.len());
+        match session.create_keyspaces() {
+            Ok(()) => {}
+            Err(Failure::Engine(_)) if self.disk.is_gone() => return Ok(Ended::Cut),
+            Err(e) => return Err(e.to_string()),
+        }
+        let mut workload = Workload::new(self.rng.next_u64()).reads(0.25);
+        let honest = matches!(kind, Kind::Calm | Kind::Cut);
+        if !honest {
+            workload = workload.without_reopening().without_dropping();
+        }
+        let rate = [0.003, 0.02, 0.1][self.rng.index(3)];
+        let mut seen = self.disk.arrivals_in_all();
+        self.verify_copies(session, before)?;
+        before = (session.durable, session.oracle.len());
+        for step in 0..ops {
+            let trouble = match kind {
+                Kind::Faulty(trouble) => Some(trouble),
+                Kind::Lying => Some(Trouble::Lies),
+                Kind::Calm | Kind::Cut => None,
+            };
+            if let Some(trouble) = trouble.filter(|_| step % 64 == 0) {
+                set_trouble(&self.disk, trouble, rate, &mut self.rng);
+            }
+            let op = workload.next(&session.oracle);
+            self.summary.ops += 1;
+            let mut result = session.apply(&op);
+            if self.check_changes && honest && result.is_ok() && seen != self.disk.arrivals_in_all() {
+                seen = self.disk.arrivals_in_all();
+                self.summary.checks += 1;
+                result = session.check();
+            }
+            let error = match result {
+                Ok(()) => {
+                    self.verify_copies(session, before)?;
+                    before = (session.durable, session.oracle.len());
+                    continue;
+                }
+                Err(Failure::Engine(_)) if self.disk.is_gone() => return Ok(Ended::Cut),
+                // The checker is there to find what the disk lied about.
+                Err(Failure::Broken(text))
+                    if kind == Kind::Lying && text.contains("page.checksum_in_parent") =>
+                {
+                    self.summary.corruption += 1;
+                    continue;
+                }
+                Err(Failure::Engine(error)) if !honest => error,
+                Err(e) => return Err(format!("operation {step}: {e}")),
+            };
+            let wrong = |e: String| format!("operation {step}, after {error}: {e}");
+            self.summary.errors += 1;
+            if kind == Kind::Lying {
+                located(&error).map_err(wrong)?;
+                self.summary.corruption += 1;
+                return Ok(Ended::Errors);
+            }
+            settle_attempt(&self.disk, session, &error).map_err(wrong)?;
+            let full = kind == Kind::Faulty(Trouble::FullDevice);
+            if full && !matches!(error, betree::Error::NoSpace { .. }) {
+                return Err(wrong("a full device is not told as such".into()));
+            }
+            if full && self.rng.chance(0.2) {
+                self.disk.set_capacity(None);
+                let again = session.apply(&Op::Checkpoint);
+                again.map_err(|e| wrong(format!("writing does not resume: {e}")))?;
+            } else if self.rng.chance(if full { 0.02 } else { 0.15 }) {
+                return Ok(Ended::Errors);
+            }
+        }
+        Ok(Ended::Done)
+    }
+
+    /// Verifies what crashes since the last operation would have left; `before`: batches durable and committed then.
+    fn verify_copies(&mut self, session: &Session, before: (usize, usize)) -> Result<(), String> {
+        for DiskCopy { index, cause, state, disk } in self.disk.take_copies() {
+            self.crashes += 1;
+            let number = self.crashes;
+            let (count, floor) = match cause {
+                Cause::PowerLoss => (&mut self.summary.power_losses, before.0),
+                Cause::Kill => (&mut self.summary.kills, before.1),
+            };
+            *count += 1;
+            self.summary.crash_at(state);
+            let other = Shape::tiny(&mut Rng::new(number));
+            let crash = Crash {
+                oracle: &session.oracle,
+                shape: if number.is_multiple_of(4) { &other } else { &session.shape },
+                volatile: cause == Cause::Kill,
+                allowed: floor..=session.oracle.len(),
+                durable: before.0,
+                in_recovery: false,
+                number,
+            };
+            let depth = Depth {
+                again: if number.is_multiple_of(6) { &AGAIN } else { &[] },
+                check: number.is_multiple_of(4),
+                go_on: number.is_multiple_of(20),
+            };
+            guarded(|| verify(&disk, &crash, depth, &mut self.summary)).map_err(|e| {
+                let at = state.map(|name| format!(", at {name}")).unwrap_or_default();
+                format!("{cause:?} before disk operation {index}{at}, crash {number}: {e}")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Ends a life that told no lies, in one of the ways that are left to it.
+    fn end_life(
+        &mut self,
+        session: &mut Session,
+        kind: Kind,
+        ended: Ended,
+        sync_failed: bool,
+    ) -> Result<(), String> {
+        let before = (session.durable, session.oracle.len());
+        if ended == Ended::Done && kind == Kind::Calm && self.rng.chance(0.3) {
+            session.close_and_compare_space().map_err(|e| e.to_string())?;
+            self.verify_copies(session, before)?;
+            session.durable = session.oracle.len();
+        }
+        if ended == Ended::Cut
+            && let Some(batch) = session.attempted.take()
+        {
+            session.oracle.commit(&batch);
+        }
+        self.disk.set_capacity(None);
+        self.stop_copies();
+        self.oracle = std::mem::replace(&mut session.oracle, no_batches());
+        self.durable = session.durable;
+        // What a failed sync lost may still be seen by a process that starts anew, and is lost at the next power loss.
+        let kill = ended != Ended::Cut && !sync_failed && self.rng.chance(0.5);
+        if ended == Ended::Cut && self.disk.is_gone() {
+            self.summary.power_losses += 1;
+        }
+        self.leave_disk();
+        if kill {
+            self.summary.kills += 1;
+            self.disk = self.disk.kill();
+            self.floor = self.oracle.len();
+        } else {
+            self.summary.power_losses += u64::from(ended != Ended::Cut);
+            self.crash();
+        }
+        session.abandon();
+        Ok(())
+    }
+
+    /// After silent damage: a prefix of what was committed, or an error that says where. Then a new database on a new disk.
+    fn end_after_lies(&mut self, session: &mut Session) -> Result<(), String> {
+        if let Some(batch) = session.attempted.take() {
+            session.oracle.commit(&batch);
+        }
+        let disk = if self.rng.chance(0.5) { self.disk.kill() } else { self.disk.crash() };
+        session.abandon();
+        let opened = session.shape.builder().open_on(disk.as_storage());
+        match opened.and_then(|db| Ok((digest_all(&db)?, db))) {
+            // A lost write of the log's end looks like a torn tail.
+            Ok((digest, db)) => {
+                let allowed = 0..=session.oracle.len();
+                if session.oracle.prefix_with(digest, allowed.clone()).is_none() {
+                    let found = crate::read_all(&db).map_err(|e| e.to_string())?;
+                    return Err(format!("a wrong answer: {}", session.oracle.explain(&found, allowed)));
+                }
+            }
+            Err(error) => {
+                self.summary.corruption += 1;
+                located(&error)?;
+            }
+        }
+        self.disk = disk;
+        self.leave_disk();
+        self.count_disk();
+        self.disk = SimStorage::new(self.rng.next_u64());
+        (self.oracle, self.floor, self.durable) = (no_batches(), 0, 0);
+        Ok(())
+    }
+
+    /// The power goes now.
+    fn crash(&mut self) {
+        self.disk = self.disk.crash();
+        self.floor = self.durable;
+    }
+
+    fn stop_copies(&self) {
+        drop(self.disk.take_copies());
+        self.disk.keep_copies(CopyPlan::default());
+    }
+
+    /// Counts the operations of the disk's life, which begin anew with the next.
+    fn leave_disk(&mut self) {
+        self.summary.disk_ops += self.disk.op_count();
+    }
+
+    /// Counts what a disk has counted through all its lives.
+    fn count_disk(&mut self) {
+        self.summary.take_disk(&self.disk);
+        for (name, count) in self.disk.arrivals() {
+            *self.summary.reached.entry(name).or_default() += count;
+        }
+    }
+
+    /// The last opening: everything is compared and checked, and nothing has leaked.
+    fn end(&mut self) -> Result<(), String> {
+        let shape = Shape::tiny(&mut self.rng);
+        self.disk.keep_copies(CopyPlan::default());
+        let place = Place::Disk(self.disk.clone());
+        let allowed = self.floor..=self.oracle.len();
+        let said = |e: Failure| e.to_string();
+        let mut session = Session::recover(place, shape, self.oracle.clone(), allowed).map_err(said)?;
+        session.compare().map_err(said)?;
+        session.check().map_err(said)?;
+        self.summary.checks += 1;
+        session.close_and_compare_space().map_err(said)?;
+        session.abandon();
+        self.leave_disk();
+        self.count_disk();
+        Ok(())
+    }
+}
+
+fn no_batches() -> Oracle {
+    Oracle::new(crate::SPACES.iter().map(|s| s.1).collect())
+}
+
+/// How many syncs have failed on the disk.
+fn sync_faults(disk: &SimStorage) -> u64 {
+    let injected = disk.injected();
+    [FaultKind::SyncError, FaultKind::DirSyncError].iter().filter_map(|kind| injected.get(kind)).sum()
+}
+
+fn context(disk: &SimStorage, session: &Session, text: &str) -> String {
+    format!(
+        "{text}\n  faults so far: {:?}\n  {:?}\n  last operations:\n    {}",
+        disk.injected(),
+        session.shape,
+        session.trace()
+    )
+}
