@@ -27,10 +27,10 @@ pub struct Plan {
 
 /// Power loss at every operation of the disk, a kill at every eighth.
 const EVERYWHERE: CopyPlan =
-    CopyPlan { power_loss_every: 1, kill_every: 8, states_every: 0, spread: Spread::Even(0) };
+    CopyPlan { power_loss_every: 1, kill_every: 8, states_every: 16, spread: Spread::Even(0) };
 /// Crashes during recovery: at every operation, and at some of the recovery after that.
 const AGAIN: [CopyPlan; 2] = [
-    CopyPlan { kill_every: 3, ..EVERYWHERE },
+    CopyPlan { kill_every: 3, states_every: 0, ..EVERYWHERE },
     CopyPlan { power_loss_every: 64, kill_every: 128, states_every: 0, spread: Spread::Random },
 ];
 
@@ -72,6 +72,7 @@ fn simulate(seed: u64, plan: &Plan) -> Result<Summary, String> {
     let verifier = |session: &Session, before: (usize, usize), summary: &mut Summary, crashes: &mut u64| {
         for copy in disk.take_copies() {
             *crashes += 1;
+            summary.crash_at(copy.state);
             let (number, cause) = (*crashes, copy.cause);
             let committed = session.oracle.len();
             let floor = if cause == Cause::PowerLoss { before.0 } else { before.1 };
@@ -93,8 +94,9 @@ fn simulate(seed: u64, plan: &Plan) -> Result<Summary, String> {
             let verified = guarded(|| verify(&copy.disk, &crash, depth, summary));
             verified.map_err(|e| {
                 format!(
-                    "{cause:?} before disk operation {}: {e}\n  {:?}\n  last operations:\n    {}",
+                    "{cause:?} before disk operation {} {}: {e}\n  {:?}\n  last operations:\n    {}",
                     copy.index,
+                    copy.state.unwrap_or_default(),
                     session.shape,
                     session.trace()
                 )

@@ -8,6 +8,8 @@
 //!
 //! Invariants: `floor` batches must be there at the next opening, `durable` ones even if the power goes during it.
 
+mod between;
+
 use std::sync::Arc;
 
 use betree_testkit::{
@@ -15,31 +17,13 @@ use betree_testkit::{
 };
 
 use crate::faults::{Trouble, located, set_trouble, settle_attempt};
-use crate::verify::{Crash, Depth, crashes_of_recovery, verify};
-use crate::{Failure, Place, Session, Shape, Summary, digest_all, guarded};
+use crate::verify::{Crash, Depth, verify};
+use crate::{Failure, Session, Shape, Summary, guarded};
+use between::AGAIN;
 
 /// Crashes of a calm life: some dozen in two thousand operations.
 const CALM: CopyPlan =
     CopyPlan { power_loss_every: 60, kill_every: 180, states_every: 3, spread: Spread::Random };
-/// Crashes of a recovery, of the recovery from one of those, and of the one after that.
-const AGAIN: [CopyPlan; 3] = [
-    CopyPlan { power_loss_every: 12, kill_every: 36, states_every: 6, spread: Spread::Random },
-    CopyPlan { power_loss_every: 24, kill_every: 48, states_every: 24, spread: Spread::Random },
-    CopyPlan { power_loss_every: 200, kill_every: 200, states_every: 100, spread: Spread::Random },
-];
-/// What may fail during recovery.
-const RECOVERY_FAULTS: [FaultKind; 7] = [
-    FaultKind::ReadError,
-    FaultKind::ShortRead,
-    FaultKind::WriteError,
-    FaultKind::ShortWrite,
-    FaultKind::NoSpace,
-    FaultKind::SyncError,
-    FaultKind::DirSyncError,
-];
-/// Openings of one life that may go wrong.
-const OPENINGS: usize = 3;
-
 /// Runs a seed for `ops` operations.
 ///
 /// # Errors
@@ -51,11 +35,14 @@ pub fn run(seed: u64, ops: usize) -> Result<Summary, String> {
         while left > 0 {
             let ops = left.min(60 + run.rng.index(ops / 2 + 1));
             let kind = Kind::draw(&mut run.rng);
-            run.live(kind, ops)
-                .map_err(|e| format!("life {}, {kind:?}, of {ops} operations: {e}", run.summary.lives))?;
-            left -= ops;
+            let before = run.summary.ops;
+            run.live(kind, ops).map_err(|e| {
+                run.told(&format!("life {}, {kind:?}, of {ops} operations: {e}", run.summary.lives))
+            })?;
+            // A life that errors cut short leaves its operations to the next.
+            left = left.saturating_sub(((run.summary.ops - before) as usize).max(8));
         }
-        run.end().map_err(|e| format!("the last opening: {e}"))?;
+        run.end().map_err(|e| run.told(&format!("the last opening: {e}")))?;
         Ok(run.summary)
     })
     .map_err(|e| format!("seed {seed}: {e}"))
@@ -103,6 +90,8 @@ struct Run {
     /// Whether every invariant is checked after every change of a tree.
     check_changes: bool,
     crashes: u64,
+    /// What each life was and how it ended, for messages.
+    lives: Vec<String>,
     summary: Summary,
 }
 
@@ -112,7 +101,12 @@ impl Run {
         let disk = SimStorage::new(rng.next_u64());
         let check_changes = rng.chance(0.1);
         let summary = Summary::default();
-        Self { rng, disk, oracle: no_batches(), floor: 0, durable: 0, check_changes, crashes: 0, summary }
+        let (oracle, lives) = (no_batches(), Vec::new());
+        Self { rng, disk, oracle, floor: 0, durable: 0, check_changes, crashes: 0, lives, summary }
+    }
+
+    fn told(&self, text: &str) -> String {
+        format!("{text}\n  lives before: {}", self.lives.join("; "))
     }
 
     fn live(&mut self, kind: Kind, ops: usize) -> Result<(), String> {
@@ -138,6 +132,8 @@ impl Run {
         } else {
             self.end_life(&mut session, kind, ended, sync_failed)
         };
+        let said = format!("{kind:?} {ended:?}, {} durable, {} must be there", self.durable, self.floor);
+        self.lives.push(format!("{said}, of {} batches", self.oracle.len()));
         end.map_err(|e| context(&self.disk, &session, &format!("the end ({ended:?}): {e}")))
     }
 
@@ -149,68 +145,6 @@ impl Run {
             let name = NAMED_STATES[self.rng.index(NAMED_STATES.len())];
             self.disk.crash_at_state(name, self.rng.between(1, 6));
         }
-    }
-
-    /// Opens the database for the next life; crashes and faults come between.
-    fn open(&mut self, shape: &Shape) -> Result<Session, String> {
-        let mut in_recovery = false;
-        for attempt in 0.. {
-            let may_fail = attempt < OPENINGS;
-            let cut = may_fail && self.rng.chance(0.3);
-            let faulty = may_fail && !cut && self.rng.chance(0.15);
-            self.disk.keep_copies(AGAIN[0]);
-            if cut && self.rng.chance(0.5) {
-                self.disk.crash_at(self.rng.below(30));
-            } else if cut {
-                // Those of making a file and of recovery come first.
-                self.disk.crash_at_state(NAMED_STATES[self.rng.index(7)], 1);
-            } else if faulty {
-                let rate = [0.01, 0.1][self.rng.index(2)];
-                RECOVERY_FAULTS.iter().for_each(|&kind| self.disk.set_fault_rate(kind, rate));
-            }
-            let sync_faults = sync_faults(&self.disk);
-            let place = Place::Disk(self.disk.clone());
-            let allowed = self.floor..=self.oracle.len();
-            match Session::recover(place, shape.clone(), self.oracle.clone(), allowed.clone()) {
-                Ok(session) => {
-                    self.disk.clear_faults();
-                    let prefix = session.oracle.len();
-                    self.summary.lost += (allowed.end() - prefix) as u64;
-                    let crash = Crash {
-                        oracle: &self.oracle,
-                        shape,
-                        volatile: self.floor > self.durable,
-                        allowed,
-                        durable: self.durable,
-                        in_recovery,
-                        number: self.crashes,
-                    };
-                    if !faulty {
-                        // Where recovery was over is not known exactly: what a kill left counts as not durable yet.
-                        crashes_of_recovery(&self.disk, &crash, prefix, u64::MAX, &AGAIN, &mut self.summary)?;
-                    }
-                    self.stop_copies();
-                    return Ok(session);
-                }
-                Err(Failure::Engine(_)) if self.disk.is_gone() => {
-                    self.summary.again += 1;
-                    self.summary.third += u64::from(in_recovery);
-                    in_recovery = true;
-                    self.crash();
-                }
-                Err(Failure::Engine(error)) if faulty => {
-                    in_recovery = true;
-                    self.summary.errors += 1;
-                    if matches!(error, betree::Error::Corrupt { .. }) {
-                        return Err(format!("a failing device is told as damage: {error}"));
-                    }
-                    let kill = sync_faults == self::sync_faults(&self.disk) && self.rng.chance(0.5);
-                    if kill { self.disk = self.disk.kill() } else { self.crash() }
-                }
-                Err(e) => return Err(format!("attempt {attempt}: {e}")),
-            }
-        }
-        Err("unreachable: the last attempt is not disturbed".into())
     }
 
     fn operate(&mut self, session: &mut Session, kind: Kind, ops: usize) -> Result<Ended, String> {
@@ -277,8 +211,11 @@ impl Run {
             }
             if full && self.rng.chance(0.2) {
                 self.disk.set_capacity(None);
-                let again = session.apply(&Op::Checkpoint);
-                again.map_err(|e| wrong(format!("writing does not resume: {e}")))?;
+                match session.apply(&Op::Checkpoint) {
+                    Ok(()) => {}
+                    Err(Failure::Engine(_)) if self.disk.is_gone() => return Ok(Ended::Cut),
+                    Err(e) => return Err(wrong(format!("writing does not resume: {e}"))),
+                }
             } else if self.rng.chance(if full { 0.02 } else { 0.15 }) {
                 return Ok(Ended::Errors);
             }
@@ -317,119 +254,6 @@ impl Run {
                 format!("{cause:?} before disk operation {index}{at}, crash {number}: {e}")
             })?;
         }
-        Ok(())
-    }
-
-    /// Ends a life that told no lies, in one of the ways that are left to it.
-    fn end_life(
-        &mut self,
-        session: &mut Session,
-        kind: Kind,
-        ended: Ended,
-        sync_failed: bool,
-    ) -> Result<(), String> {
-        let before = (session.durable, session.oracle.len());
-        if ended == Ended::Done && kind == Kind::Calm && self.rng.chance(0.3) {
-            session.close_and_compare_space().map_err(|e| e.to_string())?;
-            self.verify_copies(session, before)?;
-            session.durable = session.oracle.len();
-        }
-        if ended == Ended::Cut
-            && let Some(batch) = session.attempted.take()
-        {
-            session.oracle.commit(&batch);
-        }
-        self.disk.set_capacity(None);
-        self.stop_copies();
-        self.oracle = std::mem::replace(&mut session.oracle, no_batches());
-        self.durable = session.durable;
-        // What a failed sync lost may still be seen by a process that starts anew, and is lost at the next power loss.
-        let kill = ended != Ended::Cut && !sync_failed && self.rng.chance(0.5);
-        if ended == Ended::Cut && self.disk.is_gone() {
-            self.summary.power_losses += 1;
-        }
-        self.leave_disk();
-        if kill {
-            self.summary.kills += 1;
-            self.disk = self.disk.kill();
-            self.floor = self.oracle.len();
-        } else {
-            self.summary.power_losses += u64::from(ended != Ended::Cut);
-            self.crash();
-        }
-        session.abandon();
-        Ok(())
-    }
-
-    /// After silent damage: a prefix of what was committed, or an error that says where. Then a new database on a new disk.
-    fn end_after_lies(&mut self, session: &mut Session) -> Result<(), String> {
-        if let Some(batch) = session.attempted.take() {
-            session.oracle.commit(&batch);
-        }
-        let disk = if self.rng.chance(0.5) { self.disk.kill() } else { self.disk.crash() };
-        session.abandon();
-        let opened = session.shape.builder().open_on(disk.as_storage());
-        match opened.and_then(|db| Ok((digest_all(&db)?, db))) {
-            // A lost write of the log's end looks like a torn tail.
-            Ok((digest, db)) => {
-                let allowed = 0..=session.oracle.len();
-                if session.oracle.prefix_with(digest, allowed.clone()).is_none() {
-                    let found = crate::read_all(&db).map_err(|e| e.to_string())?;
-                    return Err(format!("a wrong answer: {}", session.oracle.explain(&found, allowed)));
-                }
-            }
-            Err(error) => {
-                self.summary.corruption += 1;
-                located(&error)?;
-            }
-        }
-        self.disk = disk;
-        self.leave_disk();
-        self.count_disk();
-        self.disk = SimStorage::new(self.rng.next_u64());
-        (self.oracle, self.floor, self.durable) = (no_batches(), 0, 0);
-        Ok(())
-    }
-
-    /// The power goes now.
-    fn crash(&mut self) {
-        self.disk = self.disk.crash();
-        self.floor = self.durable;
-    }
-
-    fn stop_copies(&self) {
-        drop(self.disk.take_copies());
-        self.disk.keep_copies(CopyPlan::default());
-    }
-
-    /// Counts the operations of the disk's life, which begin anew with the next.
-    fn leave_disk(&mut self) {
-        self.summary.disk_ops += self.disk.op_count();
-    }
-
-    /// Counts what a disk has counted through all its lives.
-    fn count_disk(&mut self) {
-        self.summary.take_disk(&self.disk);
-        for (name, count) in self.disk.arrivals() {
-            *self.summary.reached.entry(name).or_default() += count;
-        }
-    }
-
-    /// The last opening: everything is compared and checked, and nothing has leaked.
-    fn end(&mut self) -> Result<(), String> {
-        let shape = Shape::tiny(&mut self.rng);
-        self.disk.keep_copies(CopyPlan::default());
-        let place = Place::Disk(self.disk.clone());
-        let allowed = self.floor..=self.oracle.len();
-        let said = |e: Failure| e.to_string();
-        let mut session = Session::recover(place, shape, self.oracle.clone(), allowed).map_err(said)?;
-        session.compare().map_err(said)?;
-        session.check().map_err(said)?;
-        self.summary.checks += 1;
-        session.close_and_compare_space().map_err(said)?;
-        session.abandon();
-        self.leave_disk();
-        self.count_disk();
         Ok(())
     }
 }
