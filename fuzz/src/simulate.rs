@@ -83,6 +83,7 @@ fn simulate(seed: u64, plan: &Plan) -> Result<Summary, String> {
                 allowed: floor..=committed,
                 durable: before.0,
                 in_recovery: false,
+                uniform: false,
                 number,
             };
             let every = |n: u64| n > 0 && number.is_multiple_of(n);

@@ -6,7 +6,7 @@
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 
-use betree_testkit::{Cause, CopyPlan, Oracle, SimStorage, Workload};
+use betree_testkit::{Cause, CopyPlan, Oracle, Rng, SimStorage, Workload};
 
 use crate::{Place, Session, Shape, Summary, digest_all, read_all};
 
@@ -24,6 +24,8 @@ pub(crate) struct Crash<'a> {
     pub durable: usize,
     /// Whether it came during a recovery already.
     pub in_recovery: bool,
+    /// Whether what is written after it has one size only.
+    pub uniform: bool,
     /// Tells crashes apart.
     pub number: u64,
 }
@@ -117,13 +119,14 @@ fn go_on(disk: &Arc<SimStorage>, crash: &Crash<'_>, prefix: usize) -> Result<(),
     let content = crash.oracle.after(prefix);
     let mut session = Session::open(place, crash.shape.clone(), Some(content)).map_err(said)?;
     session.create_keyspaces().map_err(said)?;
-    let mut workload = Workload::new(crash.number).without_reopening();
-    for _ in 0..40 {
+    let mut workload = Workload::new(crash.number).without_reopening().uniform(crash.uniform);
+    // Few enough at times that no checkpoint comes before the power goes again.
+    for _ in 0..Rng::new(crash.number).between(1, 70) {
         let op = workload.next(&session.oracle);
         session.apply(&op).map_err(said)?;
     }
     session.check().map_err(said)?;
-    if crash.number.is_multiple_of(2) {
+    if crash.number.is_multiple_of(3) {
         session.close_and_compare_space().map_err(said)?;
     }
     let disk = disk.crash();

@@ -59,6 +59,7 @@ impl Run {
                         allowed,
                         durable: self.durable,
                         in_recovery,
+                        uniform: self.uniform,
                         number: self.crashes,
                     };
                     if !faulty {
@@ -98,6 +99,9 @@ impl Run {
         sync_failed: bool,
     ) -> Result<(), String> {
         let before = (session.durable, session.oracle.len());
+        if ended == Ended::Done && !self.disk.is_gone() {
+            self.sure = before.1;
+        }
         if ended == Ended::Done && kind == Kind::Calm && !self.disk.is_gone() && self.rng.chance(0.3) {
             match session.close_and_compare_space() {
                 Ok(()) => session.durable = session.oracle.len(),
@@ -108,6 +112,7 @@ impl Run {
         }
         // The power may also have gone in steps whose failure the engine may ignore: what came after was lost without a word.
         let ended = if self.disk.is_gone() { Ended::Cut } else { ended };
+        let sure = if ended == Ended::Cut { self.sure } else { before.1 };
         if ended == Ended::Cut
             && let Some(batch) = session.attempted.take()
         {
@@ -118,12 +123,12 @@ impl Run {
         self.oracle = std::mem::replace(&mut session.oracle, no_batches());
         self.durable = session.durable;
         // What a failed sync lost may still be seen by a process that starts anew, and is lost at the next power loss.
-        let kill = ended != Ended::Cut && !sync_failed && self.rng.chance(0.5);
+        let kill = !sync_failed && self.rng.chance(0.5);
         self.leave_disk();
         if kill {
             self.summary.kills += 1;
             self.disk = self.disk.kill();
-            self.floor = self.oracle.len();
+            self.floor = sure.max(self.durable);
         } else {
             self.summary.power_losses += 1;
             self.crash();

@@ -1,7 +1,7 @@
 //! The campaign: a seed's run through several lives of one database, crashed at a random sample of its disk's operations.
 //!
 //! A life has options of its own and goes on from what the one before left. It is *calm* (copies of the disk are crashed on the way and
-//! verified, the run itself ends by closing, by a kill or by power loss), *cut* (the power goes while the engine works, at an operation or at
+//! verified, the run itself ends by closing, by a kill or by power loss), *cut* (the power goes, or the process dies, while the engine works, at an operation or at
 //! a named state), *faulty* (the disk fails and says so) or *lying* (it fails and does not; the database's last life). Recovery between
 //! lives is crashed again, up to three times in a row, and meets faults too. The oracle goes through all of it, cut each time to the
 //! prefix that survived.
@@ -75,7 +75,7 @@ impl Kind {
 enum Ended {
     /// There were no more.
     Done,
-    /// The power went.
+    /// The power went, or the process was killed, in the middle of an operation.
     Cut,
     /// Errors made an end of it.
     Errors,
@@ -87,6 +87,10 @@ struct Run {
     oracle: Oracle,
     floor: usize,
     durable: usize,
+    /// Batches that were certainly committed before the power went.
+    sure: usize,
+    /// Whether all writes have one size.
+    uniform: bool,
     /// Whether every invariant is checked after every change of a tree.
     check_changes: bool,
     crashes: u64,
@@ -101,8 +105,21 @@ impl Run {
         let disk = SimStorage::new(rng.next_u64());
         let check_changes = rng.chance(0.1);
         let summary = Summary::default();
+        let uniform = rng.chance(0.25);
         let (oracle, lives) = (no_batches(), Vec::new());
-        Self { rng, disk, oracle, floor: 0, durable: 0, check_changes, crashes: 0, lives, summary }
+        Self {
+            rng,
+            disk,
+            oracle,
+            floor: 0,
+            durable: 0,
+            sure: 0,
+            uniform,
+            check_changes,
+            crashes: 0,
+            lives,
+            summary,
+        }
     }
 
     fn told(&self, text: &str) -> String {
@@ -149,12 +166,13 @@ impl Run {
 
     fn operate(&mut self, session: &mut Session, kind: Kind, ops: usize) -> Result<Ended, String> {
         let mut before = (session.durable, session.oracle.len());
+        self.sure = before.1;
         match session.create_keyspaces() {
             Ok(()) => {}
             Err(Failure::Engine(_)) if self.disk.is_gone() => return Ok(Ended::Cut),
             Err(e) => return Err(e.to_string()),
         }
-        let mut workload = Workload::new(self.rng.next_u64()).reads(0.25);
+        let mut workload = Workload::new(self.rng.next_u64()).reads(0.25).uniform(self.uniform);
         let honest = matches!(kind, Kind::Calm | Kind::Cut);
         if !honest {
             workload = workload.without_reopening().without_dropping();
@@ -174,6 +192,7 @@ impl Run {
             }
             let op = workload.next(&session.oracle);
             self.summary.ops += 1;
+            self.sure = session.oracle.len();
             let mut result = session.apply(&op);
             if self.check_changes && honest && result.is_ok() && seen != self.disk.arrivals_in_all() {
                 seen = self.disk.arrivals_in_all();
@@ -183,6 +202,9 @@ impl Run {
             let error = match result {
                 Ok(()) => {
                     self.verify_copies(session, before)?;
+                    if self.disk.is_gone() {
+                        return Ok(Ended::Cut);
+                    }
                     before = (session.durable, session.oracle.len());
                     continue;
                 }
@@ -242,12 +264,13 @@ impl Run {
                 allowed: floor..=session.oracle.len(),
                 durable: before.0,
                 in_recovery: false,
+                uniform: self.uniform,
                 number,
             };
             let depth = Depth {
                 again: if number.is_multiple_of(6) { &AGAIN } else { &[] },
                 check: number.is_multiple_of(4),
-                go_on: number.is_multiple_of(20),
+                go_on: number.is_multiple_of(if cause == Cause::Kill { 5 } else { 15 }),
             };
             guarded(|| verify(&disk, &crash, depth, &mut self.summary)).map_err(|e| {
                 let at = state.map(|name| format!(", at {name}")).unwrap_or_default();
