@@ -55,7 +55,7 @@ impl Run {
                     let crash = Crash {
                         oracle: &self.oracle,
                         shape,
-                        volatile: self.floor > self.durable,
+                        volatile: self.volatile,
                         allowed,
                         durable: self.durable,
                         in_recovery,
@@ -128,6 +128,7 @@ impl Run {
         if kill {
             self.summary.kills += 1;
             self.disk = self.disk.kill();
+            self.volatile = true;
             self.floor = sure.max(self.durable);
         } else {
             self.summary.power_losses += 1;
@@ -163,7 +164,7 @@ impl Run {
         self.leave_disk();
         self.count_disk();
         self.disk = SimStorage::new(self.rng.next_u64());
-        (self.oracle, self.floor, self.durable) = (no_batches(), 0, 0);
+        (self.oracle, self.floor, self.durable, self.volatile) = (no_batches(), 0, 0, false);
         Ok(())
     }
 
@@ -171,6 +172,7 @@ impl Run {
     fn crash(&mut self) {
         self.disk = self.disk.crash();
         self.floor = self.durable;
+        self.volatile = false;
     }
 
     pub(super) fn stop_copies(&self) {

@@ -87,6 +87,8 @@ struct Run {
     oracle: Oracle,
     floor: usize,
     durable: usize,
+    /// Whether the process was killed, so that more than `durable` may be there and be lost.
+    volatile: bool,
     /// Batches that were certainly committed before the power went.
     sure: usize,
     /// Whether all writes have one size.
@@ -113,6 +115,7 @@ impl Run {
             oracle,
             floor: 0,
             durable: 0,
+            volatile: false,
             sure: 0,
             uniform,
             check_changes,
