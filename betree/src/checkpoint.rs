@@ -201,14 +201,17 @@ impl Shared {
             }
         }
         self.sync_log(log_end)?;
+        self.storage.reached("checkpoint-log-synced");
         let written = self.write_pages(&mut catalog, &roots, io);
         // Nodes know their places from here on: should a write have failed, no later checkpoint may rely on them.
         io.finish_writes().inspect_err(|error| self.poison.set(error))?;
         let place = written?;
+        self.storage.reached("checkpoint-nodes-written");
         let mut payload = Vec::new();
         NodePointer::of(&place).encode(&mut payload);
         self.pager.publish(self.pager.epoch().next(), &payload)?;
         *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start };
+        self.storage.reached("checkpoint-published");
         self.wal.trim(catalog.log_start)?;
         Counters::add(&self.counters.checkpoints, 1);
         Ok(())

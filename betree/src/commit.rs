@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use betree_storage::primitives::{MutexGuard, thread};
+use betree_storage::primitives::MutexGuard;
 use betree_wal::Lsn;
 
 use crate::message::{Head, MessageRef, Messages};
@@ -135,8 +135,8 @@ impl Shared {
         if state.is_dropped() {
             return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
         }
-        if let Some(delay) = self.pressure.delay(bytes as u64) {
-            thread::sleep(delay);
+        if let Some(delay) = self.pressure.delay(bytes as u64, &*self.storage) {
+            self.storage.pause(delay);
             Counters::add(&self.counters.pace_ns, delay.as_nanos() as u64);
         }
         Ok(())
@@ -161,6 +161,7 @@ impl Shared {
                     } else {
                         drop(view);
                         state.freeze();
+                        self.storage.reached("memtable-frozen");
                         self.scheduler.wake();
                     }
                 }
@@ -254,6 +255,7 @@ impl Shared {
     pub(crate) fn freeze(&self, _commit: &mut Commit, state: &Arc<State>) {
         if !state.peek().heads[0].table.is_empty() {
             state.freeze();
+            self.storage.reached("memtable-frozen");
             self.scheduler.wake();
         }
     }

@@ -160,12 +160,14 @@ pub(crate) fn flush_memtable(
     }
     let segments = writer.cut()?;
     writer.finish()?;
+    shared.storage.reached("memtable-written");
     let run = Arc::new(Run { segments, spans: head.table.spans(Seqno(u64::MAX)), first, last });
     let mut moved = 0;
     state.install(head, last, |root| {
         let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
         settle(root, options, &mut moved)
     });
+    shared.storage.reached("memtable-installed");
     shared.discharge(head);
     shared.counters.moved_bytes.fetch_add(moved, Relaxed);
     Ok(())
@@ -195,6 +197,7 @@ pub(crate) fn flush_to_node(shared: &Shared, state: &State, site: &Site, io: &mu
     }
     let segments = writer.cut()?;
     writer.finish()?;
+    shared.storage.reached("flush-written");
     let descent = Descent {
         key: site.low.clone(),
         level: site.node.level,
@@ -245,7 +248,7 @@ pub(crate) fn flush_to_leaf(
     };
     let done = state.change(|root| tree::replace_leaf(root, &change, options));
     if done {
-        shared.pressure.drained(child.pending);
+        shared.pressure.drained(child.pending, &*shared.storage);
     }
     Ok(done)
 }
@@ -318,6 +321,7 @@ fn add_delta(
     }
     let segments = writer.cut()?;
     writer.finish()?;
+    shared.storage.reached("delta-written");
     let mut deltas = leaf.deltas.clone();
     let run = Run { segments, spans, first, last };
     if !run.is_empty() {
@@ -366,6 +370,7 @@ fn compact_leaf(
     }
     let segments = writer.cut()?;
     writer.finish()?;
+    shared.storage.reached("leaf-compacted");
     new.push((low, leaf_of(segments)));
     Ok(new)
 }

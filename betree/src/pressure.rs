@@ -3,10 +3,13 @@
 //! Debt is the number of bytes that wait in buffers of nodes although their flush is due. Up to `FREE_DEBT` memtables' worth
 //! of it, writers run free; above that their rate is held to a share of the rate at which background work drains the
 //! buffers, so that debt settles where both are equal. The hard limit is the number of frozen memtables (`commit`).
+//!
+//! Time is that of the storage ([`Storage::now`]), so that on a simulated disk a run does not depend on how long anything took.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use betree_storage::Storage;
 use betree_storage::primitives::Mutex;
 
 /// Debt, in memtables, below which nobody is slowed.
@@ -33,15 +36,15 @@ pub(crate) struct Pressure {
 #[derive(Debug)]
 struct Pace {
     /// When the last grain was let through.
-    last: Instant,
+    last: Duration,
     /// Since when `drained` counts.
-    drain_since: Instant,
+    drain_since: Duration,
     drained: u64,
 }
 
 impl Pressure {
-    pub(crate) fn new(memtable_bytes: usize) -> Pressure {
-        let now = Instant::now();
+    pub(crate) fn new(memtable_bytes: usize, clock: &dyn Storage) -> Pressure {
+        let now = clock.now();
         Pressure {
             memtable_bytes: memtable_bytes.max(1) as f64,
             debt: AtomicU64::new(0),
@@ -61,23 +64,24 @@ impl Pressure {
     }
 
     /// `bytes` have been taken out of a node's buffer.
-    pub(crate) fn drained(&self, bytes: u64) {
+    pub(crate) fn drained(&self, bytes: u64, clock: &dyn Storage) {
+        let time = clock.now();
         let mut pace = self.pace.lock();
         pace.drained += bytes;
-        let elapsed = pace.drain_since.elapsed().as_secs_f64();
+        let elapsed = time.saturating_sub(pace.drain_since).as_secs_f64();
         if elapsed > 0.5 {
             let now = pace.drained as f64 / elapsed;
             let before = self.drain_rate.load(Relaxed) as f64;
             let rate = if before == 0.0 { now } else { 0.7 * before + 0.3 * now };
             self.drain_rate.store(rate as u64, Relaxed);
             pace.drained = 0;
-            pace.drain_since = Instant::now();
+            pace.drain_since = time;
         }
     }
 
     /// How long a writer of `bytes` bytes has to wait. Cheap unless there is debt.
     #[inline]
-    pub(crate) fn delay(&self, bytes: u64) -> Option<Duration> {
+    pub(crate) fn delay(&self, bytes: u64, clock: &dyn Storage) -> Option<Duration> {
         let debt = self.debt.load(Relaxed) as f64 / self.memtable_bytes;
         if debt <= FREE_DEBT {
             return None;
@@ -87,11 +91,11 @@ impl Pressure {
             return None;
         }
         self.written.store(0, Relaxed);
-        self.grain(debt, written)
+        self.grain(debt, written, clock)
     }
 
     #[cold]
-    fn grain(&self, debt: f64, written: u64) -> Option<Duration> {
+    fn grain(&self, debt: f64, written: u64, clock: &dyn Storage) -> Option<Duration> {
         let drain = self.drain_rate.load(Relaxed) as f64;
         if drain == 0.0 {
             return None;
@@ -101,10 +105,10 @@ impl Pressure {
         let share = (2.0 - 2.0 * over).max(0.2);
         let due = Duration::from_secs_f64(written as f64 / (drain * share));
         let mut pace = self.pace.lock();
-        let now = Instant::now();
+        let now = clock.now();
         // Time not used is not saved up: it would let a burst through.
-        let target = pace.last.max(now - due) + due;
-        let wait = target.saturating_duration_since(now).min(LONGEST);
+        let target = pace.last.max(now.saturating_sub(due)) + due;
+        let wait = target.saturating_sub(now).min(LONGEST);
         pace.last = now + wait;
         (!wait.is_zero()).then_some(wait)
     }

@@ -166,13 +166,16 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         salt: (pager.uuid() >> 64) as u64 ^ pager.uuid() as u64,
     };
     let start = Start { from: durable.log_start, durable: log_end };
+    storage.reached("recovery-read");
     let by_id = &keyspaces.by_id;
     let (wal, appender, _) = Wal::open(storage.clone(), wal_options, start, &mut |lsn, record| {
         let last = replay(by_id, lsn, record, memtable_bytes)?;
         next = next.max(Seqno(last.0 + 1));
         Ok(())
     })?;
+    storage.reached("recovery-replayed");
 
+    let pressure = Pressure::new(memtable_bytes, &*storage);
     let shared = Arc::new(Shared {
         memtable_bytes,
         arenas,
@@ -187,7 +190,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         creating: Mutex::new(()),
         checkpoint: Mutex::new(durable),
         scheduler: Scheduler::default(),
-        pressure: Pressure::new(memtable_bytes),
+        pressure,
         poison: Poison::default(),
         counters: Counters::default(),
         closed: AtomicBool::new(false),

@@ -31,15 +31,17 @@ impl Trouble {
     pub const ALL: [Self; 6] =
         [Self::FullDevice, Self::Reads, Self::Writes, Self::Syncs, Self::Everything, Self::Lies];
 
-    fn kinds(self) -> &'static [FaultKind] {
+    pub(crate) fn kinds(self) -> &'static [FaultKind] {
         match self {
             Self::FullDevice => &[],
-            Self::Reads => &[FaultKind::ReadError],
-            Self::Writes => &[FaultKind::WriteError, FaultKind::NoSpace],
+            Self::Reads => &[FaultKind::ReadError, FaultKind::ShortRead],
+            Self::Writes => &[FaultKind::WriteError, FaultKind::ShortWrite, FaultKind::NoSpace],
             Self::Syncs => &[FaultKind::SyncError, FaultKind::DirSyncError],
             Self::Everything => &[
                 FaultKind::ReadError,
+                FaultKind::ShortRead,
                 FaultKind::WriteError,
+                FaultKind::ShortWrite,
                 FaultKind::SyncError,
                 FaultKind::DirSyncError,
                 FaultKind::NoSpace,
@@ -116,7 +118,7 @@ fn go(seed: u64, ops: usize, trouble: Trouble) -> Result<Summary, String> {
             }
             continue;
         }
-        settle_attempt(&mut life, &error)
+        settle_attempt(&life.disk, &mut life.session, &error)
             .map_err(|e| context(&life, step, &format!("after {error}: {e}")))?;
         if trouble == Trouble::FullDevice {
             if !matches!(error, Error::NoSpace { .. }) {
@@ -155,7 +157,7 @@ fn context(life: &Life, step: usize, text: &str) -> String {
     )
 }
 
-fn set_trouble(disk: &SimStorage, trouble: Trouble, rate: f64, rng: &mut Rng) {
+pub(crate) fn set_trouble(disk: &SimStorage, trouble: Trouble, rate: f64, rng: &mut Rng) {
     disk.clear_faults();
     if trouble == Trouble::FullDevice {
         let room = [0, rng.below(16 << 10), rng.below(100 << 10), rng.below(2 << 20)][rng.index(4)];
@@ -208,14 +210,14 @@ fn insist(life: &mut Life, op: &Op) -> Result<(), String> {
 }
 
 /// Finds out what became of the batch whose commit failed; checks that reads go on.
-fn settle_attempt(life: &mut Life, error: &Error) -> Result<(), String> {
-    life.disk.clear_faults();
-    let found = read_all(life.session.db()).map_err(|e| format!("reads do not go on: {e}"))?;
-    let attempted = life.session.attempted.take();
-    if found == *life.session.oracle.content() {
+pub(crate) fn settle_attempt(disk: &SimStorage, session: &mut Session, error: &Error) -> Result<(), String> {
+    disk.clear_faults();
+    let found = read_all(session.db()).map_err(|e| format!("reads do not go on: {e}"))?;
+    let attempted = session.attempted.take();
+    if found == *session.oracle.content() {
         return Ok(());
     }
-    let mut with_it: Oracle = life.session.oracle.clone();
+    let mut with_it: Oracle = session.oracle.clone();
     match attempted {
         Some(batch) if !matches!(error, Error::NoSpace { .. } | Error::Poisoned { .. }) => {
             with_it.commit(&batch)
@@ -226,7 +228,7 @@ fn settle_attempt(life: &mut Life, error: &Error) -> Result<(), String> {
     if found != *with_it.content() {
         return Err(format!("content: {}", found.differences(with_it.content())));
     }
-    life.session.oracle = with_it;
+    session.oracle = with_it;
     Ok(())
 }
 

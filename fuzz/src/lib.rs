@@ -2,11 +2,13 @@
 //!
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
 //! database, `audit` moves money from many threads and counts it, `model` runs random operations under random options, `simulate`
-//! crashes at every operation of the simulated disk, `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole
-//! databases and salvages them, `kills` kills a process that writes to a real disk. One seed replays a run; every failure names it. Leaf of the
+//! crashes at every operation of the simulated disk, `campaign` at a sample of them in many lives, `verify` says what must hold after a
+//! crash, `summary` adds up what was done, `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole databases and
+//! salvages them, `kills` kills a process that writes to a real disk. One seed replays a run; every failure names it. Leaf of the
 //! workspace: nothing depends on this crate.
 
 pub mod audit;
+pub mod campaign;
 mod content;
 pub mod corrupt;
 pub mod faults;
@@ -16,10 +18,13 @@ pub mod salvage;
 mod session;
 mod shape;
 pub mod simulate;
+mod summary;
+mod verify;
 
-pub use content::{read_all, read_snapshot};
+pub use content::{digest_all, read_all, read_snapshot};
 pub use session::{Failure, Place, Session};
 pub use shape::{SPACES, Shape};
+pub use summary::Summary;
 
 /// Runs `run`; a panic in it becomes a failure like any other.
 ///

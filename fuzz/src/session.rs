@@ -4,14 +4,14 @@
 //! of them must survive power loss; `attempted` is the batch whose commit failed, if the last operation was one.
 
 use std::collections::VecDeque;
-use std::ops::Bound;
+use std::ops::{Bound, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use betree::{Db, Durability, Keyspace, Snapshot};
 use betree_testkit::{Change, Content, Edit, End, Op, Oracle, SimStorage};
 
-use crate::{SPACES, Shape, read_all, read_snapshot};
+use crate::{SPACES, Shape, digest_all, read_all, read_snapshot};
 
 /// Where the database lies.
 #[derive(Debug, Clone)]
@@ -84,17 +84,8 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Opens the database at `place`, which must contain `content`.
-    ///
-    /// # Errors
-    /// Those of the engine, and another content.
-    pub fn open(place: Place, shape: Shape, content: Option<Content>) -> Result<Self, Failure> {
-        let folds = SPACES.iter().map(|s| s.1).collect();
-        let oracle = match content {
-            Some(content) => Oracle::from_content(folds, content),
-            None => Oracle::new(folds),
-        };
-        let mut session = Self {
+    fn closed(place: Place, shape: Shape, oracle: Oracle) -> Self {
+        Self {
             place,
             shape,
             db: None,
@@ -105,8 +96,44 @@ impl Session {
             attempted: None,
             check_always: false,
             recent: VecDeque::new(),
+        }
+    }
+
+    /// Opens the database at `place`, which must contain `content`.
+    ///
+    /// # Errors
+    /// Those of the engine, and another content.
+    pub fn open(place: Place, shape: Shape, content: Option<Content>) -> Result<Self, Failure> {
+        let folds = SPACES.iter().map(|s| s.1).collect();
+        let oracle = match content {
+            Some(content) => Oracle::from_content(folds, content),
+            None => Oracle::new(folds),
         };
+        let mut session = Self::closed(place, shape, oracle);
         session.reopen()?;
+        Ok(session)
+    }
+
+    /// Opens the database at `place`, which must contain what an allowed prefix of the oracle's batches left; the later ones are
+    /// forgotten. Those that are there are durable from now on: recovery is over.
+    ///
+    /// # Errors
+    /// Those of the engine, and another content.
+    pub fn recover(
+        place: Place,
+        shape: Shape,
+        oracle: Oracle,
+        allowed: RangeInclusive<usize>,
+    ) -> Result<Self, Failure> {
+        let mut session = Self::closed(place, shape, oracle);
+        session.open_db()?;
+        let found = digest_all(session.db())?;
+        let Some(prefix) = session.oracle.prefix_with(found, allowed.clone()) else {
+            return wrong(session.oracle.explain(&read_all(session.db())?, allowed));
+        };
+        session.oracle.cut(prefix);
+        session.durable = prefix;
+        session.open_spaces()?;
         Ok(session)
     }
 
@@ -132,6 +159,12 @@ impl Session {
         self.db.as_ref().expect("the database is open")
     }
 
+    /// What the open database counted, if it is open.
+    #[must_use]
+    pub fn stats(&self) -> Option<betree::Stats> {
+        self.db.as_ref().map(Db::stats)
+    }
+
     /// The last operations, newest last.
     #[must_use]
     pub fn trace(&self) -> String {
@@ -149,20 +182,29 @@ impl Session {
 
     /// Opens the database again and compares everything.
     fn reopen(&mut self) -> Answer {
+        self.open_db()?;
+        self.open_spaces()?;
+        self.compare()
+    }
+
+    fn open_db(&mut self) -> Answer {
         let builder = self.shape.builder();
-        let db = match &self.place {
+        self.db = Some(match &self.place {
             Place::Disk(disk) => builder.open_on(disk.as_storage())?,
             Place::Directory(path) => builder.open(path)?,
-        };
+        });
+        Ok(())
+    }
+
+    fn open_spaces(&mut self) -> Answer {
         self.spaces.clear();
         for (i, records) in self.oracle.content().keyspaces.iter().enumerate() {
             self.spaces.push(match records {
-                Some(_) => Some(db.keyspace_with(SPACES[i].0, Shape::keyspace_options(i))?),
+                Some(_) => Some(self.db().keyspace_with(SPACES[i].0, Shape::keyspace_options(i))?),
                 None => None,
             });
         }
-        self.db = Some(db);
-        self.compare()
+        Ok(())
     }
 
     /// Ends this life of the database without its leave.

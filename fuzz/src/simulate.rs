@@ -4,11 +4,11 @@
 //! is opened and must hold: it opens; its content is that after some prefix of the committed batches, none split, with every durable
 //! one; the checker finds nothing; a crash during its recovery leaves the same content; life goes on from it, and nothing leaks.
 
-use betree_testkit::{Cause, CopyPlan, Op, Oracle, Rng, SimStorage, Workload};
-use std::ops::RangeInclusive;
+use betree_testkit::{Cause, CopyPlan, Op, Oracle, Rng, SimStorage, Spread, Workload};
 use std::sync::Arc;
 
-use crate::{Failure, Place, Session, Shape, guarded, read_all};
+use crate::verify::{Crash, Depth, verify};
+use crate::{Failure, Place, Session, Shape, Summary, guarded, read_all};
 
 /// How much of a run is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -25,46 +25,29 @@ pub struct Plan {
     pub check_every: u64,
 }
 
+/// Power loss at every operation of the disk, a kill at every eighth.
+const EVERYWHERE: CopyPlan =
+    CopyPlan { power_loss_every: 1, kill_every: 8, states_every: 16, spread: Spread::Even(0) };
+/// Crashes during recovery: at every operation, and at some of the recovery after that.
+const AGAIN: [CopyPlan; 2] = [
+    CopyPlan { kill_every: 3, states_every: 0, ..EVERYWHERE },
+    CopyPlan { power_loss_every: 64, kill_every: 128, states_every: 0, spread: Spread::Random },
+];
+
 impl Plan {
     /// Power loss at every operation of the disk, a kill at every eighth.
     #[must_use]
     pub fn thorough(ops: usize) -> Self {
-        Self {
-            ops,
-            copies: CopyPlan { power_loss_every: 1, kill_every: 8, start: 0 },
-            again_every: 32,
-            go_on_every: 32,
-            check_every: 4,
-        }
+        Self { ops, copies: EVERYWHERE, again_every: 32, go_on_every: 32, check_every: 4 }
     }
 
     /// A share of the operations of the disk, another one for every `start`.
     #[must_use]
     pub fn share(ops: usize, every: u64, start: u64) -> Self {
-        let copies = CopyPlan { power_loss_every: every, kill_every: every * 3, start };
+        let spread = Spread::Even(start);
+        let copies = CopyPlan { power_loss_every: every, kill_every: every * 3, states_every: 0, spread };
         Self { copies, again_every: 8, go_on_every: 8, ..Self::thorough(ops) }
     }
-}
-
-/// What a run went through.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Operations of the disk.
-    pub disk_ops: u64,
-    /// Power losses recovered from.
-    pub power_losses: u64,
-    /// Kills recovered from.
-    pub kills: u64,
-    /// Crashes during recovery.
-    pub again: u64,
-    /// Batches committed.
-    pub batches: u64,
-    /// Batches that were lost to power losses, none of them durable.
-    pub lost: u64,
-    /// Height of the tree at the end.
-    pub height: u64,
-    /// Checkpoints taken in the last life.
-    pub checkpoints: u64,
 }
 
 /// Runs the simulation of a seed.
@@ -87,18 +70,34 @@ fn simulate(seed: u64, plan: &Plan) -> Result<Summary, String> {
     let session = Session::open(Place::Disk(disk.clone()), shape, None);
     let mut session = session.map_err(|e| format!("first opening: {e}"))?;
     let verifier = |session: &Session, before: (usize, usize), summary: &mut Summary, crashes: &mut u64| {
-        for (index, cause, copy) in disk.take_copies() {
+        for copy in disk.take_copies() {
             *crashes += 1;
+            summary.crash_at(copy.state);
+            let (number, cause) = (*crashes, copy.cause);
             let committed = session.oracle.len();
-            let allowed = match cause {
-                Cause::PowerLoss => before.0..=committed,
-                Cause::Kill => before.1..=committed,
+            let floor = if cause == Cause::PowerLoss { before.0 } else { before.1 };
+            let crash = Crash {
+                oracle: &session.oracle,
+                shape: &session.shape,
+                volatile: cause == Cause::Kill,
+                allowed: floor..=committed,
+                durable: before.0,
+                in_recovery: false,
+                uniform: false,
+                number,
             };
-            let crash = Crash { cause, allowed, durable: before.0, number: *crashes };
-            let verified = guarded(|| verify(&copy, session, &crash, plan, summary));
+            let every = |n: u64| n > 0 && number.is_multiple_of(n);
+            let depth = Depth {
+                again: if every(plan.again_every) { &AGAIN } else { &[] },
+                check: every(plan.check_every),
+                go_on: every(plan.go_on_every),
+            };
+            let verified = guarded(|| verify(&copy.disk, &crash, depth, summary));
             verified.map_err(|e| {
                 format!(
-                    "{cause:?} before disk operation {index}: {e}\n  {:?}\n  last operations:\n    {}",
+                    "{cause:?} before disk operation {} {}: {e}\n  {:?}\n  last operations:\n    {}",
+                    copy.index,
+                    copy.state.unwrap_or_default(),
                     session.shape,
                     session.trace()
                 )
@@ -136,103 +135,9 @@ fn simulate(seed: u64, plan: &Plan) -> Result<Summary, String> {
     let before = (session.durable, session.oracle.len());
     session.close_and_compare_space().map_err(|e| e.to_string())?;
     verifier(&session, before, &mut summary, &mut crashes)?;
+    (summary.lives, summary.ops, summary.reached) = (1, plan.ops as u64, disk.arrivals());
+    summary.take_disk(&disk);
     Ok(summary)
-}
-
-/// What is known of a crash.
-struct Crash {
-    cause: Cause,
-    /// Prefixes that may be there after it.
-    allowed: RangeInclusive<usize>,
-    /// Batches that were durable.
-    durable: usize,
-    /// How many came before it.
-    number: u64,
-}
-
-/// Opens what a crash left and checks all that must hold of it.
-fn verify(
-    disk: &Arc<SimStorage>,
-    run: &Session,
-    crash: &Crash,
-    plan: &Plan,
-    summary: &mut Summary,
-) -> Result<(), String> {
-    let number = crash.number;
-    let allowed = crash.allowed.clone();
-    let every = |n: u64| n > 0 && number.is_multiple_of(n);
-    let again = every(plan.again_every);
-    if again {
-        disk.keep_copies(CopyPlan { power_loss_every: 1, kill_every: 3, start: 0 });
-    }
-    let open = |disk: &Arc<SimStorage>| {
-        let db = run.shape.builder().open_on(disk.as_storage()).map_err(|e| format!("does not open: {e}"))?;
-        let content = read_all(&db).map_err(|e| format!("does not read: {e}"))?;
-        Ok::<_, String>((db, content))
-    };
-    let (db, content) = open(disk)?;
-    let digest = content.digest();
-    let prefix = run.oracle.prefix_with(digest, allowed.clone());
-    let Some(prefix) = prefix else { return Err(run.oracle.explain(&content, allowed)) };
-    summary.lost += (allowed.end() - prefix) as u64;
-    if every(plan.check_every) {
-        let report = db.check().map_err(|e| format!("check fails: {e}"))?;
-        if !report.is_clean() {
-            return Err(format!("check: {}", report.problems.join("; ")));
-        }
-    }
-    if again {
-        drop(db);
-        for (index, cause, copy) in disk.take_copies() {
-            summary.again += 1;
-            let (_, second) = open(&copy).map_err(|e| format!("{cause:?} at {index} of recovery: {e}"))?;
-            // What a power loss left is durable; what a kill left is durable again when recovery is done.
-            let allowed =
-                if (crash.cause, cause) == (Cause::Kill, Cause::PowerLoss) { crash.durable } else { prefix }
-                    ..=prefix;
-            if run.oracle.prefix_with(second.digest(), allowed).is_none() {
-                let differences = second.differences(&content);
-                return Err(format!("{cause:?} at operation {index} of recovery: {differences}"));
-            }
-        }
-    } else {
-        drop(db);
-    }
-    if every(plan.go_on_every) {
-        go_on(disk, run, content, number)?;
-    }
-    Ok(())
-}
-
-/// A new life from what a crash left: more operations, space compared, power lost again.
-fn go_on(
-    disk: &Arc<SimStorage>,
-    run: &Session,
-    content: betree_testkit::Content,
-    number: u64,
-) -> Result<(), String> {
-    let said = |e: crate::Failure| format!("life after the crash: {e}");
-    let place = Place::Disk(disk.clone());
-    let mut session = Session::open(place, run.shape.clone(), Some(content)).map_err(said)?;
-    session.create_keyspaces().map_err(said)?;
-    let mut workload = Workload::new(number).without_reopening();
-    for _ in 0..40 {
-        let op = workload.next(&session.oracle);
-        session.apply(&op).map_err(said)?;
-    }
-    session.check().map_err(said)?;
-    if number.is_multiple_of(2) {
-        session.close_and_compare_space().map_err(said)?;
-    }
-    let disk = disk.crash();
-    let db =
-        run.shape.builder().open_on(disk.as_storage()).map_err(|e| format!("after the second life: {e}"))?;
-    let found = read_all(&db).map_err(|e| format!("after the second life: {e}"))?;
-    let allowed = session.durable..=session.oracle.len();
-    if session.oracle.prefix_with(found.digest(), allowed.clone()).is_none() {
-        return Err(format!("after the second life: {}", session.oracle.explain(&found, allowed)));
-    }
-    Ok(())
 }
 
 /// Runs a seed again and again with the power cut at every `stride`-th operation of the disk, so that the engine lives

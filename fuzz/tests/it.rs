@@ -2,11 +2,11 @@
 //!
 //! Every test prints its seed when it fails; part of the seeds are fresh in every run.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use betree_fuzz::Shape;
 use betree_fuzz::audit::{self, Ground, Totals};
 use betree_fuzz::corrupt::{Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
@@ -14,7 +14,8 @@ use betree_fuzz::kills;
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
 use betree_fuzz::salvage::{DATA, Healed, Patient, Wound};
 use betree_fuzz::simulate::{self, Plan};
-use betree_testkit::{Rng, SimStorage};
+use betree_fuzz::{Shape, campaign};
+use betree_testkit::{NAMED_STATES, Rng, SimStorage};
 
 /// Seeds that are the same in every run, then some that are not; those are printed.
 fn seeds(fixed: u64, fresh: u64) -> impl Iterator<Item = u64> {
@@ -108,10 +109,36 @@ fn a_power_cut_in_the_middle_of_any_operation_is_survived() {
 }
 
 #[test]
-fn the_same_seed_goes_the_same_way() {
-    // Only the identity of the database, which salts its checksums, is fresh each time.
-    let plan = Plan::share(300, 40, 0);
-    assert_eq!(held(simulate::run(5, &plan)), held(simulate::run(5, &plan)));
+fn the_same_seed_goes_the_same_way_operation_by_operation() {
+    let mut traces = BTreeSet::new();
+    for seed in seeds(6, 2) {
+        // Summaries contain the hash over everything that the disks were told.
+        let summary = held(campaign::run(seed, 500));
+        assert_eq!(summary, held(campaign::run(seed, 500)));
+        traces.insert(summary.trace);
+    }
+    assert_eq!(traces.len(), 8, "other seeds go other ways");
+    for seed in seeds(2, 0) {
+        let plan = Plan::share(300, 40, 0);
+        let summary = held(simulate::run(seed, &plan));
+        assert_eq!(summary, held(simulate::run(seed, &plan)));
+        assert!(traces.insert(summary.trace));
+    }
+}
+
+#[test]
+fn a_database_lives_through_crashes_and_faults_and_every_named_state() {
+    let mut total = betree_fuzz::Summary::default();
+    for seed in seeds(24, 6) {
+        total.add(&held(campaign::run(seed, 1000)));
+    }
+    println!("{total}");
+    for name in NAMED_STATES {
+        assert!(total.reached.contains_key(name), "{name} was not reached");
+        assert!(total.crashed_at.contains_key(name), "nothing crashed at {name}");
+    }
+    assert!(total.power_losses > 100 && total.kills > 50 && total.again > 100 && total.third > 10, "{total}");
+    assert!(total.lives > 60 && total.lost > 0 && total.faults.len() > 6 && total.errors > 0, "{total}");
 }
 
 #[test]

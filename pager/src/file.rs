@@ -36,7 +36,11 @@ pub(crate) fn open(
     if has(NEW_NAME) {
         storage.remove(NEW_NAME)?;
     }
-    if exists { open_existing(storage) } else { create_new(storage, uuid.unwrap_or_else(random_uuid)) }
+    if exists {
+        open_existing(storage)
+    } else {
+        create_new(storage, uuid.unwrap_or_else(|| storage.entropy()))
+    }
 }
 
 /// Reads all slots. A slot the file is too short for is damaged.
@@ -79,6 +83,7 @@ fn open_existing(storage: &dyn Storage) -> Result<(Arc<dyn File>, Superblock)> {
     for slot in superblock::slots_of(newest.epoch) {
         write_slot(&*file, &newest, slot)?;
     }
+    storage.reached("superblock-repaired");
     file.sync()?;
     // The rename that gave the file its name may itself have been seen only in memory.
     storage.sync_dir()?;
@@ -107,16 +112,11 @@ fn create_new(storage: &dyn Storage, uuid: u128) -> Result<(Arc<dyn File>, Super
     }
     new.sync()?;
     drop(new);
+    storage.reached("data-file-made");
     storage.rename(NEW_NAME, FILE_NAME)?;
+    storage.reached("data-file-renamed");
     storage.sync_dir()?;
     // Opened by its final name, so that messages carry that.
     let file = storage.open(FILE_NAME, OpenMode::Existing, Caching::Direct)?;
     Ok((file, superblock))
-}
-
-/// 128 bits that differ between files. The standard library's hash keys come from the operating system's randomness.
-fn random_uuid() -> u128 {
-    use std::hash::{BuildHasher, RandomState};
-    let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, std::time::SystemTime::now())));
-    half(1) << 64 | half(2)
 }

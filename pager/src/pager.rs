@@ -152,7 +152,7 @@ impl Pager {
     /// Gives all free space back to the device but what was promised and the reserve: when others need it. What is free now is free for the durable
     /// checkpoint as well.
     pub fn give_back(&self) {
-        let given = self.0.space.give_back(Keep::Least);
+        let given = self.0.space.give_back(Keep::Least, |state| self.0.storage.reached(state));
         self.0.counters.given_back_bytes.fetch_add(given, Relaxed);
     }
 

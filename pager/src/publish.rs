@@ -57,7 +57,8 @@ impl Pager {
         }
         *published = epoch;
         shared.space.unpin_to(superblock.file_len);
-        let given = shared.space.give_back(Keep::Share);
+        shared.storage.reached("publish-durable");
+        let given = shared.space.give_back(Keep::Share, |state| shared.storage.reached(state));
         shared.counters.given_back_bytes.fetch_add(given, Relaxed);
         shared.counters.publishes.fetch_add(1, Relaxed);
         shared.counters.publish_nanos.fetch_add(started.elapsed().as_nanos() as u64, Relaxed);
@@ -68,9 +69,12 @@ impl Pager {
 /// Steps 1 to 3.
 fn write_durably(shared: &Shared, superblock: &Superblock) -> storage::Result<()> {
     shared.file.sync()?;
-    for slot in superblock::slots_of(superblock.epoch) {
+    shared.storage.reached("publish-data-synced");
+    let written = ["publish-one-copy", "publish-both-copies"];
+    for (slot, state) in superblock::slots_of(superblock.epoch).into_iter().zip(written) {
         file::write_slot(&*shared.file, superblock, slot)?;
         shared.counters.wrote(superblock::SLOT_LEN);
+        shared.storage.reached(state);
     }
     shared.file.sync()
 }

@@ -293,12 +293,16 @@ impl Space {
     }
 
     /// Cuts the free tail, punches large free ranges and refills the reserve. Called after a checkpoint is durable:
-    /// what is free now is free for it as well, because its tree is alive. Returns the bytes given back.
+    /// what is free now is free for it as well, because its tree is alive. Returns the bytes given back;
+    /// `reached` is told the states on the way.
     ///
     /// Failures are not errors: the space stays usable by this file.
-    pub(crate) fn give_back(&self, keep: Keep) -> u64 {
+    pub(crate) fn give_back(&self, keep: Keep, reached: impl Fn(&'static str)) -> u64 {
         let _resize = self.resize.lock();
-        let given = self.cut_tail() + self.punch_holes(keep);
+        let cut = self.cut_tail();
+        reached("space-tail-cut");
+        let given = cut + self.punch_holes(keep);
+        reached("space-given-back");
         self.refill_reserve();
         given * BLOCK_U64
     }

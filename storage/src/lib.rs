@@ -19,7 +19,8 @@ mod uring;
 mod window;
 
 use std::fmt::Debug;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 pub use buf::{ALIGN, AlignedBuf, BufPool};
 pub use disk::{Backend, DiskStorage, LOCK_FILE};
@@ -71,6 +72,24 @@ pub trait Storage: Debug + Send + Sync {
     fn notes(&self) -> Vec<String> {
         Vec::new()
     }
+    /// 128 bits that no other file has: identities are drawn from them. The operating system's randomness; a simulated
+    /// disk draws them from its seed, so that a run can be repeated.
+    fn entropy(&self) -> u128 {
+        sys::entropy()
+    }
+    /// The clock that decides how long somebody waits: time since a moment that stays the same while the process lives. A
+    /// simulated disk has a clock of its own, which moves with its operations.
+    fn now(&self) -> Duration {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed()
+    }
+    /// Waits for so long by the clock of [`Storage::now`].
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time);
+    }
+    /// Background work has reached the state of this name, between two steps that a crash must not tell apart. Nothing happens;
+    /// a simulated disk counts it and may end the world there.
+    fn reached(&self, _state: &'static str) {}
 }
 
 /// Held while a directory is in use; releases the lock when dropped.

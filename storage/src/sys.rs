@@ -8,6 +8,13 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 
+/// 128 random bits. The standard library's hash keys come from the operating system; the time is there should they ever repeat.
+pub(crate) fn entropy() -> u128 {
+    use std::hash::{BuildHasher, RandomState};
+    let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, std::time::SystemTime::now())));
+    half(1) << 64 | half(2)
+}
+
 /// Makes the descriptor bypass the page cache. `Ok(false)`: the file system cannot.
 #[cfg(target_os = "linux")]
 pub(crate) fn set_direct(file: &File) -> io::Result<bool> {

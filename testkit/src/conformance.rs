@@ -35,6 +35,7 @@ pub const CHECKS: &[Check] = &[
     ("a_ring_reports_reads_past_the_end_and_goes_on", a_ring_reports_reads_past_the_end_and_goes_on),
     ("a_dropped_ring_has_carried_out_its_writes", a_dropped_ring_has_carried_out_its_writes),
     ("a_ring_moves_between_threads_with_requests_in_flight", a_ring_moves_between_threads),
+    ("identities_differ_and_the_clock_never_goes_back", identities_differ_and_the_clock_never_goes_back),
     ("random_requests_equal_a_plain_array", random_requests_equal_a_plain_array),
 ];
 
@@ -49,6 +50,17 @@ pub fn run_all(fresh: impl Fn() -> Arc<dyn Storage>) {
 
 fn create(storage: &Arc<dyn Storage>, name: &str, caching: Caching) -> Arc<dyn File> {
     storage.open(name, OpenMode::CreateNew, caching).unwrap()
+}
+
+fn identities_differ_and_the_clock_never_goes_back(storage: &Arc<dyn Storage>) {
+    let drawn: std::collections::BTreeSet<u128> = (0..100).map(|_| storage.entropy()).collect();
+    assert_eq!(drawn.len(), 100);
+    let before = storage.now();
+    storage.pause(std::time::Duration::from_millis(1));
+    let after = storage.now();
+    assert!(after >= before + std::time::Duration::from_millis(1), "{before:?}, then {after:?}");
+    storage.sync_dir().unwrap();
+    assert!(storage.now() >= after);
 }
 
 fn files_are_created_once_and_found_again(storage: &Arc<dyn Storage>) {

@@ -11,7 +11,7 @@ mod sim;
 mod workload;
 
 pub use mount::{FileSystem, Mount};
-pub use oracle::{Change, Content, Edit, Fold, Oracle, Records};
+pub use oracle::{Change, Content, Digest, Edit, Fold, Oracle, Records};
 pub use rng::Rng;
-pub use sim::{Cause, CopyPlan, FaultKind, SimStorage};
+pub use sim::{Cause, CopyPlan, DiskCopy, FaultKind, NAMED_STATES, SimStorage, Spread};
 pub use workload::{End, Keys, Op, Workload};

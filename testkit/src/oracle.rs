@@ -88,17 +88,39 @@ fn digest_existence(keyspace: usize) -> u64 {
     mix(!(keyspace as u64))
 }
 
+/// The digest of a content, taken record by record in any order: [`Content::digest`] without the content.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Digest(u64);
+
+impl Digest {
+    /// The keyspace with this index exists.
+    pub fn keyspace(&mut self, index: usize) {
+        self.0 ^= digest_existence(index);
+    }
+
+    /// It has this record.
+    pub fn record(&mut self, keyspace: usize, key: &[u8], value: &[u8]) {
+        self.0 ^= digest_record(keyspace, key, value);
+    }
+
+    /// The digest of what was told.
+    #[must_use]
+    pub fn value(self) -> u64 {
+        self.0
+    }
+}
+
 impl Content {
     /// A digest that two contents share only if they are equal (but for a chance of about 2⁻⁶⁴).
     #[must_use]
     pub fn digest(&self) -> u64 {
-        let mut digest = 0;
+        let mut digest = Digest::default();
         for (i, records) in self.keyspaces.iter().enumerate() {
             let Some(records) = records else { continue };
-            digest ^= digest_existence(i);
-            records.iter().for_each(|(key, value)| digest ^= digest_record(i, key, value));
+            digest.keyspace(i);
+            records.iter().for_each(|(key, value)| digest.record(i, key, value));
         }
-        digest
+        digest.value()
     }
 
     /// The first few differences, in words.
@@ -276,6 +298,15 @@ impl Oracle {
         content
     }
 
+    /// Forgets all but the first `count` batches: the others were lost.
+    pub fn cut(&mut self, count: usize) {
+        if count < self.len() {
+            self.content = self.after(count);
+            self.history.truncate(count);
+            self.digests.truncate(count + 1);
+        }
+    }
+
     /// A number of batches in `allowed` after which the content has this digest; the greatest.
     #[must_use]
     pub fn prefix_with(&self, digest: u64, allowed: RangeInclusive<usize>) -> Option<usize> {
@@ -338,5 +369,10 @@ mod tests {
             assert!(oracle.prefix_with(content.digest(), k..=k).is_some(), "prefix {k}");
         }
         assert_eq!(oracle.after(oracle.len()), *oracle.content());
+        let half = oracle.len() / 2;
+        let content = oracle.after(half);
+        oracle.cut(half);
+        assert_eq!((oracle.len(), oracle.content()), (half, &content));
+        assert_eq!(oracle.prefix_with(content.digest(), half..=half), Some(half));
     }
 }

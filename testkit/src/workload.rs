@@ -86,6 +86,8 @@ pub struct Workload {
     reopens: bool,
     /// Whether the last keyspace is dropped and created again on the way.
     drops: bool,
+    /// Whether all records have one size.
+    uniform: bool,
 }
 
 impl Workload {
@@ -100,7 +102,7 @@ impl Workload {
             _ => Keys::Mixed(rng.between(20, 400)),
         };
         let longest_value = [40, 200, 1000][rng.index(3)];
-        Self { rng, keys, next: 0, longest_value, reads: 0.4, reopens: true, drops: true }
+        Self { rng, keys, next: 0, longest_value, reads: 0.4, reopens: true, drops: true, uniform: false }
     }
 
     /// With this share of operations that are not writes.
@@ -121,6 +123,14 @@ impl Workload {
     #[must_use]
     pub fn without_dropping(mut self) -> Self {
         self.drops = false;
+        self
+    }
+
+    /// With writes of one size only, one at a time: a record in the log then ends where one that it replaces ended, and what
+    /// lies behind it would fit.
+    #[must_use]
+    pub fn uniform(mut self, uniform: bool) -> Self {
+        self.uniform = uniform;
         self
     }
 
@@ -249,6 +259,12 @@ impl Workload {
             let change =
                 if oracle.content().keyspaces[last].is_some() { Change::Drop } else { Change::Create };
             return Op::Single(Edit { keyspace: last, change });
+        }
+        if self.uniform {
+            let key = self.rng.below(64).to_be_bytes().to_vec();
+            let change = Change::Put(key, self.rng.bytes(24));
+            let edit = Edit { keyspace: self.rng.index(last.max(1)), change };
+            return if self.rng.chance(0.1) { Op::Batch(vec![edit], true) } else { Op::Single(edit) };
         }
         if self.rng.chance(0.6) {
             return Op::Single(self.edit(oracle));

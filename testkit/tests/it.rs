@@ -4,6 +4,8 @@
 mod crash;
 #[path = "modules/faults.rs"]
 mod faults;
+#[path = "modules/states.rs"]
+mod states;
 
 use betree_testkit::{SimStorage, conformance};
 

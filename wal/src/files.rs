@@ -384,12 +384,20 @@ impl Shared {
             None => Content::NoFile,
             Some(spare) => {
                 self.storage.rename(&file_name(spare.number), &name)?;
+                self.storage.reached("log-file-renamed");
                 if spare.zeroed { Content::Zeroed } else { Content::Stale }
             }
         };
         let blank = make_blank(&*self.storage, &name, content, len)?;
+        self.storage.reached("log-file-made");
         // A failed sync may have lost what only a later sync would seem to confirm: final, as in `sync`.
-        blank.sync().and_then(|()| self.storage.sync_dir()).map_err(|error| self.poison(error))?;
+        blank
+            .sync()
+            .and_then(|()| {
+                self.storage.reached("log-file-synced");
+                self.storage.sync_dir()
+            })
+            .map_err(|error| self.poison(error))?;
         Ok(Blank { number, file: blank, len })
     }
 

@@ -65,6 +65,7 @@ impl Shared {
                 continue;
             }
             if index < room && zeroed() {
+                self.storage.reached("log-file-retired");
                 self.queue.lock().spares.push(Spare { number: victim.number, zeroed: true });
             } else {
                 self.remove(victim.number);

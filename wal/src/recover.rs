@@ -61,9 +61,11 @@ pub(crate) fn open(
     let (tail, reader) = scan.replay(from, replay)?;
     let mut replayed = scan.replayed;
     replayed.end = tail.lsn;
+    storage.reached("log-replayed");
     let (wal, appender) = match reader {
         Some(mut reader) => {
             replayed.torn_bytes = cut(&*storage, &found, tail, &mut reader)?;
+            storage.reached("log-tail-cut");
             resume(storage, options, &found, start, tail)?
         }
         // The position lies behind the end of its file: the files there are all below it.

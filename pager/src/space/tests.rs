@@ -26,14 +26,14 @@ fn the_file_is_never_cut_below_the_length_a_durable_superblock_records() {
     // Dropped by another thread while the superblock that needs the length is being written.
     space.release(high);
     space.unpin_to(recorded);
-    space.give_back(Keep::Share);
+    space.give_back(Keep::Share, |_| ());
     assert!(sim.files()["f"] >= recorded);
     let recorded = space.pin_length();
     assert_eq!(recorded, low.end() * BLOCK_U64);
-    space.give_back(Keep::Share);
+    space.give_back(Keep::Share, |_| ());
     assert!(sim.files()["f"] >= high.end() * BLOCK_U64, "the older superblock is still the durable one");
     space.unpin_to(recorded);
-    space.give_back(Keep::Share);
+    space.give_back(Keep::Share, |_| ());
     assert!(sim.files()["f"] < high.end() * BLOCK_U64);
 }
 
@@ -55,13 +55,13 @@ fn the_reserve_survives_the_cut_and_is_filled_up_again() {
     let extent = space.allocate(1, Claim::Ordinary).unwrap();
     let taken = space.allocate(2 * STEP, Claim::Reserved).unwrap();
     space.pin_length();
-    space.give_back(Keep::Share);
+    space.give_back(Keep::Share, |_| ());
     let (_, _, backed, _) = space.usage();
     assert!(backed >= 3 * STEP * BLOCK_U64);
     space.release(taken);
     space.release(extent);
     space.unpin_to(AREA);
-    space.give_back(Keep::Share);
+    space.give_back(Keep::Share, |_| ());
     let (file, owned, backed, unbacked) = space.usage();
     assert!(backed >= 3 * STEP * BLOCK_U64 && owned == 0 && unbacked == 0);
     assert!(file <= AREA + 4 * STEP * BLOCK_U64);
@@ -101,7 +101,7 @@ fn others_get_everything_back_but_reserve_and_promise() {
     space.promise(STEP * BLOCK_U64).unwrap();
     let used = sim.used_bytes();
     all.into_iter().for_each(|range| space.release(range));
-    space.give_back(Keep::Least);
+    space.give_back(Keep::Least, |_| ());
     let (_, owned, backed, unbacked) = space.usage();
     assert_eq!(owned, last.len * BLOCK_U64);
     assert!(backed >= 2 * STEP * BLOCK_U64 && backed < 4 * STEP * BLOCK_U64, "{backed}");
@@ -134,7 +134,7 @@ fn threads_that_allocate_and_drop_at_once_never_share_a_block() {
                     if step % 500 == 0 && thread == 1 {
                         let recorded = space.pin_length();
                         space.unpin_to(recorded);
-                        space.give_back(Keep::Share);
+                        space.give_back(Keep::Share, |_| ());
                     }
                 }
             });

@@ -6,14 +6,19 @@ use std::collections::BTreeMap;
 
 use crate::Rng;
 
-/// What can be made to go wrong.
+/// What goes wrong: the kinds up to [`FaultKind::FlippedBit`] are injected, by plan or by rate; the others are what power losses
+/// did to writes that were not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum FaultKind {
     /// A read fails.
     ReadError,
+    /// A read fills a part of the buffer and finds no more: [`betree_storage::Error::ShortRead`].
+    ShortRead,
     /// A write fails after a part of it, perhaps nothing, was written.
     WriteError,
+    /// A write ends after some of its bytes, at no border of anything, and says so.
+    ShortWrite,
     /// A write, an allocation or the creation of a file finds the device full.
     NoSpace,
     /// A sync fails; a random part of what it should have made durable never will be.
@@ -26,6 +31,12 @@ pub enum FaultKind {
     MisdirectedWrite,
     /// A write changes one bit on its way.
     FlippedBit,
+    /// A write survived a power loss in part.
+    TornWrite,
+    /// A write survived a power loss, and one before it did not, or not whole.
+    ReorderedWrite,
+    /// A created, renamed or removed name did not survive a power loss.
+    LostEntry,
 }
 
 #[derive(Debug, Clone)]
@@ -58,6 +69,18 @@ impl Faults {
         self.rates.clear();
     }
 
+    /// Counts what a power loss did.
+    pub(super) fn count(&mut self, kind: FaultKind, times: u64) {
+        if times > 0 {
+            *self.injected.entry(kind).or_default() += times;
+        }
+    }
+
+    /// Counts begin anew.
+    pub(super) fn forget_counts(&mut self) {
+        self.injected.clear();
+    }
+
     pub(super) fn injected(&self) -> &BTreeMap<FaultKind, u64> {
         &self.injected
     }
@@ -75,7 +98,7 @@ impl Faults {
             !due
         });
         if hit {
-            *self.injected.entry(kind).or_default() += 1;
+            self.count(kind, 1);
         }
         hit
     }

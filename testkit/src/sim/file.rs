@@ -135,6 +135,11 @@ impl File for SimFile {
             if end > state.inode(id).len() && !buf.is_empty() {
                 return Err(Error::ShortRead { file: name.clone(), offset, len: buf.len() });
             }
+            if buf.len() > 1 && state.strikes(FaultKind::ShortRead, name) {
+                let part = state.rng.index(buf.len());
+                state.inode(id).read(offset, &mut buf[..part]);
+                return Err(Error::ShortRead { file: name.clone(), offset, len: buf.len() });
+            }
             state.inode(id).read(offset, buf);
             Ok(())
         })

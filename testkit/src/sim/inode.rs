@@ -6,6 +6,7 @@
 //! itself; the length is that after some prefix of all changes. Called under the storage's mutex.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::image::{BLOCK, ExtentSet, Image};
 use crate::Rng;
@@ -25,6 +26,15 @@ pub(super) struct Inode {
     pub(super) handles: usize,
 }
 
+/// What a power loss did to the writes of a file that were not synced.
+#[derive(Debug, Default)]
+pub(super) struct Losses {
+    /// Survived in part.
+    pub(super) torn: u64,
+    /// Survived one before them that did not, or not whole.
+    pub(super) reordered: u64,
+}
+
 #[derive(Debug, Clone)]
 struct Pending {
     change: Change,
@@ -33,9 +43,19 @@ struct Pending {
 
 #[derive(Debug, Clone)]
 enum Change {
-    Write { offset: u64, data: Vec<u8> },
-    Zero { start: u64, end: u64 },
-    Shrink { start: u64, end: u64 },
+    /// The bytes are shared with every copy of the disk.
+    Write {
+        offset: u64,
+        data: Arc<[u8]>,
+    },
+    Zero {
+        start: u64,
+        end: u64,
+    },
+    Shrink {
+        start: u64,
+        end: u64,
+    },
     Extend,
 }
 
@@ -62,7 +82,7 @@ impl Inode {
         self.current.write(offset, bytes);
         self.allocated.insert(offset, end);
         self.len = self.len.max(end);
-        self.push(Change::Write { offset, data: bytes.to_vec() });
+        self.push(Change::Write { offset, data: bytes.into() });
     }
 
     pub(super) fn punch(&mut self, start: u64, end: u64) {
@@ -110,13 +130,13 @@ impl Inode {
 
     /// A sync that fails: a random part becomes durable, the rest never will, and nobody can see which.
     pub(super) fn fail_sync(&mut self, rng: &mut Rng) {
-        (self.durable, self.durable_len) = self.survivors(rng);
+        (self.durable, self.durable_len, _) = self.survivors(rng);
         self.pending.clear();
     }
 
-    /// Power is lost: what is durable and a random part of the rest remain.
-    pub(super) fn crash(&mut self, rng: &mut Rng) {
-        let (image, len) = self.survivors(rng);
+    /// Power is lost: what is durable and a random part of the rest remain. What that did to the writes.
+    pub(super) fn crash(&mut self, rng: &mut Rng) -> Losses {
+        let (image, len, losses) = self.survivors(rng);
         self.allocated.remove(len, u64::MAX);
         for number in image.chunk_numbers() {
             self.allocated.insert(number * BLOCK, (number + 1) * BLOCK);
@@ -130,6 +150,7 @@ impl Inode {
             pending: Vec::new(),
             handles: 0,
         };
+        losses
     }
 
     /// Changes stored bytes behind everybody's back, on the media and in what is about to get there.
@@ -140,6 +161,10 @@ impl Inode {
         for pending in &mut self.pending {
             let Change::Write { offset, data } = &mut pending.change else { continue };
             let (from, to) = (start.max(*offset), end.min(*offset + data.len() as u64));
+            if from >= to {
+                continue;
+            }
+            let data = Arc::make_mut(data);
             for at in from..to {
                 data[(at - *offset) as usize] ^= mask[(at - start) as usize];
             }
@@ -150,24 +175,32 @@ impl Inode {
         self.pending.push(Pending { change, len_after: self.len });
     }
 
-    fn survivors(&self, rng: &mut Rng) -> (Image, u64) {
+    fn survivors(&self, rng: &mut Rng) -> (Image, u64, Losses) {
         let count = self.pending.len();
         if count == 0 {
-            return (self.durable.clone(), self.durable_len);
+            return (self.durable.clone(), self.durable_len, Losses::default());
         }
         let luck = Luck::draw(rng, count);
         let reached = luck.length_prefix(rng, count);
         let len = if reached == 0 { self.durable_len } else { self.pending[reached - 1].len_after };
         let cuts = self.sector_cuts(&luck, rng);
         let mut image = self.durable.clone();
+        let (mut losses, mut all_before) = (Losses::default(), true);
         for (i, pending) in self.pending.iter().enumerate() {
             match &pending.change {
                 Change::Write { offset, data } => {
+                    let (mut kept, mut lost) = (false, false);
                     for (sector, range) in sectors(*offset, data.len()) {
                         if cuts.get(&sector).is_some_and(|&cut| cut > i) {
                             image.write(offset + range.start as u64, &data[range]);
+                            kept = true;
+                        } else {
+                            lost = true;
                         }
                     }
+                    losses.torn += u64::from(kept && lost);
+                    losses.reordered += u64::from(kept && !all_before);
+                    all_before &= !lost;
                 }
                 Change::Zero { start, end } => {
                     if luck.keeps(i, rng) {
@@ -187,7 +220,7 @@ impl Inode {
             }
         }
         image.zero(len, u64::MAX);
-        (image, len)
+        (image, len, losses)
     }
 
     /// For each sector written to, the number of changes that its surviving state includes.

@@ -5,7 +5,8 @@
 //! durable after a sync of the directory; after a failed sync nothing is known about the data it covered. Space is
 //! counted in 4 KiB blocks of the files that have a name.
 //!
-//! A run is repeatable as long as one thread uses the disk at a time. Locks: one mutex over the whole state, held for
+//! Identities are drawn from the seed and the clock moves with the operations, so that a run is repeatable as long as one
+//! thread uses the disk at a time. Locks: one mutex over the whole state, held for
 //! the length of one call.
 
 mod copies;
@@ -15,20 +16,24 @@ mod image;
 mod inode;
 mod ring;
 mod state;
+mod states;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use betree_storage::primitives::point;
 use betree_storage::{Caching, DirLock, Error, File, LOCK_FILE, OpenMode, Result, Ring, Storage};
 use parking_lot::Mutex;
 
-pub use copies::{Cause, CopyPlan};
+pub use copies::{Cause, CopyPlan, DiskCopy, Spread};
 pub use faults::FaultKind;
+pub use states::NAMED_STATES;
 
 use crate::Rng;
+use crate::rng::mix;
 use file::{Handle, SimFile};
 use ring::SimRing;
 use state::{State, broken};
@@ -114,16 +119,40 @@ impl SimStorage {
     /// From now on keeps copies of the disk as a power loss, or a kill, before an operation would leave it. One run
     /// then answers for a crash at every one of its operations; this disk goes on undisturbed.
     pub fn keep_copies(&self, plan: CopyPlan) {
-        self.state.lock().copies.begin(plan, self.seed);
+        let state = &mut *self.state.lock();
+        // Other places in every life of the disk.
+        state.copies.begin(plan, self.seed ^ state.trace);
     }
 
-    /// The copies kept since the last call: index of the operation, cause, disk.
+    /// The copies kept since the last call.
     #[must_use]
-    pub fn take_copies(&self) -> Vec<(u64, Cause, Arc<Self>)> {
+    pub fn take_copies(&self) -> Vec<DiskCopy> {
         let kept = self.state.lock().copies.take();
         kept.into_iter()
-            .map(|(index, cause, state)| (index, cause, Self::with_state(self.seed, state)))
+            .map(|kept| {
+                // Of its own, so that copies of a copy are not all taken at the same places.
+                let seed = mix(self.seed ^ mix(kept.index));
+                let disk = Self::with_state(seed, kept.state);
+                DiskCopy { index: kept.index, cause: kept.cause, state: kept.name, disk }
+            })
             .collect()
+    }
+
+    /// Cuts the power at the `nth` arrival at a named state from now on; 1 is the next.
+    pub fn crash_at_state(&self, name: &'static str, nth: u64) {
+        self.state.lock().arrivals.cut_at(name, nth);
+    }
+
+    /// How often each named state was reached so far, crashes survived.
+    #[must_use]
+    pub fn arrivals(&self) -> BTreeMap<&'static str, u64> {
+        self.state.lock().arrivals.counts().clone()
+    }
+
+    /// How often any named state was reached so far: it changes whenever background work changes something.
+    #[must_use]
+    pub fn arrivals_in_all(&self) -> u64 {
+        self.state.lock().arrivals.counts().values().sum()
     }
 
     fn take(&self) -> State {
@@ -148,7 +177,7 @@ impl SimStorage {
         self.state.lock().faults.clear();
     }
 
-    /// How many faults of each kind struck so far, crashes survived.
+    /// How many faults of each kind struck so far, and what power losses did; crashes survived.
     #[must_use]
     pub fn injected(&self) -> BTreeMap<FaultKind, u64> {
         self.state.lock().faults.injected().clone()
@@ -292,6 +321,23 @@ impl Storage for SimStorage {
 
     fn backend(&self) -> &'static str {
         "simulated"
+    }
+
+    fn entropy(&self) -> u128 {
+        let rng = &mut self.state.lock().rng;
+        u128::from(rng.next_u64()) << 64 | u128::from(rng.next_u64())
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.state.lock().clock)
+    }
+
+    fn pause(&self, time: Duration) {
+        self.state.lock().clock += u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    }
+
+    fn reached(&self, state: &'static str) {
+        self.state.lock().reached(state);
     }
 }
 

@@ -10,11 +10,17 @@ use std::sync::Arc;
 
 use betree_storage::{Error, Result};
 
-use super::copies::{Cause, Copies};
+use super::copies::{Cause, Copies, Kept};
 use super::faults::{FaultKind, Faults};
 use super::inode::{Inode, SECTOR};
+use super::states::Arrivals;
 use crate::Rng;
 use crate::rng::mix;
+
+/// What an operation that changes something takes by the simulated clock.
+const CHANGE_NANOS: u64 = 50_000;
+/// What one that only looks takes.
+const LOOK_NANOS: u64 = 10_000;
 
 /// A change of the directory that is not durable yet.
 #[derive(Debug, Clone)]
@@ -35,6 +41,9 @@ pub(super) struct State {
     pub(super) faults: Faults,
     pub(super) copies: Copies,
     pub(super) trace: u64,
+    pub(super) arrivals: Arrivals,
+    /// The simulated clock, in nanoseconds: operations and pauses move it.
+    pub(super) clock: u64,
     pub(super) inodes: BTreeMap<u64, Inode>,
     next_inode: u64,
     pub(super) entries: BTreeMap<String, u64>,
@@ -54,6 +63,8 @@ impl State {
             faults: Faults::default(),
             copies: Copies::default(),
             trace: 0,
+            arrivals: Arrivals::default(),
+            clock: 0,
             inodes: BTreeMap::new(),
             next_inode: 0,
             entries: BTreeMap::new(),
@@ -66,7 +77,8 @@ impl State {
     pub(super) fn husk(&self) -> Self {
         let mut husk = Self::new(Rng::new(0));
         (husk.ops, husk.trace, husk.gone) = (self.ops, self.trace, true);
-        husk.faults = self.faults.clone();
+        (husk.faults, husk.arrivals) = (self.faults.clone(), self.arrivals.clone());
+        husk.clock = self.clock;
         husk
     }
 
@@ -77,6 +89,7 @@ impl State {
         file: &str,
         look: impl FnOnce(&mut Self) -> Result<T>,
     ) -> Result<T> {
+        self.clock += LOOK_NANOS;
         if self.gone { Err(gone(op, file)) } else { look(self) }
     }
 
@@ -91,9 +104,10 @@ impl State {
             return Err(gone(op, file));
         }
         let index = self.ops;
+        self.clock += CHANGE_NANOS;
         for cause in self.copies.due(index) {
-            let copy = self.copy(index, cause);
-            self.copies.keep(index, cause, copy);
+            let state = self.copy(index, cause);
+            self.copies.keep(Kept { index, cause, name: None, state });
         }
         self.ops += 1;
         if self.crash_at.is_some_and(|at| index >= at) {
@@ -107,10 +121,26 @@ impl State {
         change(self)
     }
 
-    /// The disk as it would be found if everything ended for `cause` before the operation `index`.
-    fn copy(&self, index: u64, cause: Cause) -> Self {
+    /// The engine has reached a named state.
+    pub(super) fn reached(&mut self, name: &'static str) {
+        if self.gone {
+            return;
+        }
+        self.trace("reached", name, 0, 0, &[]);
+        let (number, cut) = self.arrivals.arrive(name);
+        if let Some(cause) = self.copies.due_at(name, number) {
+            let index = self.ops;
+            let state = self.copy(mix(number) ^ index, cause);
+            self.copies.keep(Kept { index, cause, name: Some(name), state });
+        }
+        self.gone |= cut;
+    }
+
+    /// The disk as it would be found if everything ended for `cause` now, with luck drawn for `place`.
+    fn copy(&self, place: u64, cause: Cause) -> Self {
         let mut copy = self.clone();
-        copy.rng = Rng::new(mix(self.copies.seed() ^ mix(index)));
+        copy.faults.forget_counts();
+        copy.rng = Rng::new(mix(self.copies.seed() ^ mix(place)));
         match cause {
             Cause::PowerLoss => copy.crash(),
             Cause::Kill => copy.kill(),
@@ -200,12 +230,16 @@ impl State {
     /// Power is lost: keeps what is durable and a random part of what is not.
     pub(super) fn crash(&mut self) {
         let mut rng = self.rng.fork();
-        self.entries = self.surviving_entries(&mut rng);
+        let (entries, lost) = self.surviving_entries(&mut rng);
+        self.entries = entries;
+        self.faults.count(FaultKind::LostEntry, lost);
         self.durable_entries.clone_from(&self.entries);
         self.pending_dir.clear();
         self.drop_handles();
         for inode in self.inodes.values_mut() {
-            inode.crash(&mut rng);
+            let losses = inode.crash(&mut rng);
+            self.faults.count(FaultKind::TornWrite, losses.torn);
+            self.faults.count(FaultKind::ReorderedWrite, losses.reordered);
         }
         self.restart();
     }
@@ -245,12 +279,14 @@ impl State {
     fn restart(&mut self) {
         (self.ops, self.crash_at, self.gone, self.locked) = (0, None, false, false);
         self.faults.clear();
+        self.arrivals.forget_cut();
         self.copies = Copies::default();
     }
 
     /// The directory after power loss. Changes of one name keep their order: once one is lost, the later ones of the
-    /// same names are too. A rename happens for both its names or for none.
-    fn surviving_entries(&self, rng: &mut Rng) -> BTreeMap<String, u64> {
+    /// same names are too. A rename happens for both its names or for none. With the number of
+    /// changes lost.
+    fn surviving_entries(&self, rng: &mut Rng) -> (BTreeMap<String, u64>, u64) {
         let mut entries = self.durable_entries.clone();
         let count = self.pending_dir.len();
         let (prefix, chance) = match rng.below(4) {
@@ -260,6 +296,7 @@ impl State {
             _ => (0, 0.5),
         };
         let mut lost: BTreeSet<&str> = BTreeSet::new();
+        let mut changes_lost = 0;
         for (i, change) in self.pending_dir.iter().enumerate() {
             let names = match change {
                 DirChange::Create { name, .. } | DirChange::Remove { name } => [name, name],
@@ -269,6 +306,7 @@ impl State {
             let survives = i < prefix || rng.chance(chance);
             if !(ordered && survives) {
                 lost.extend(names.iter().map(|name| name.as_str()));
+                changes_lost += 1;
                 continue;
             }
             match change {
@@ -284,7 +322,7 @@ impl State {
                 }
             }
         }
-        entries
+        (entries, changes_lost)
     }
 
     /// A write as the device sees it, faults included. The range has been checked.
@@ -296,6 +334,17 @@ impl State {
             let part = self.rng.below(data.len() as u64 / SECTOR + 1) * SECTOR;
             self.inode(id).write(offset, &data[..part as usize]);
             return Err(broken("write", file, Some(offset)));
+        }
+        if data.len() > 1 && self.strikes(FaultKind::ShortWrite, file) {
+            let part = self.rng.between(1, data.len() as u64 - 1) as usize;
+            self.inode(id).write(offset, &data[..part]);
+            return Err(failure(
+                "write",
+                file,
+                Some(offset),
+                io::ErrorKind::WriteZero,
+                "injected short write",
+            ));
         }
         if self.strikes(FaultKind::LostWrite, file) {
             self.inode(id).extend_to(end);
@@ -323,13 +372,19 @@ impl State {
 }
 
 pub(super) fn gone(op: &'static str, file: &str) -> Error {
-    failure(op, file, None, "the device is gone")
+    failure(op, file, None, io::ErrorKind::Other, "the device is gone")
 }
 
 pub(super) fn broken(op: &'static str, file: &str, offset: Option<u64>) -> Error {
-    failure(op, file, offset, "injected failure")
+    failure(op, file, offset, io::ErrorKind::Other, "injected failure")
 }
 
-fn failure(op: &'static str, file: &str, offset: Option<u64>, text: &'static str) -> Error {
-    Error::Io { op, file: file.to_owned(), offset, source: Arc::new(io::Error::other(text)) }
+fn failure(
+    op: &'static str,
+    file: &str,
+    offset: Option<u64>,
+    kind: io::ErrorKind,
+    text: &'static str,
+) -> Error {
+    Error::Io { op, file: file.to_owned(), offset, source: Arc::new(io::Error::new(kind, text)) }
 }

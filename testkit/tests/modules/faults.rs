@@ -101,6 +101,86 @@ fn lost_misdirected_and_flipped_writes_report_success() {
 }
 
 #[test]
+fn a_short_write_leaves_a_part_and_a_short_read_fills_a_part_and_both_are_errors() {
+    let (mut parts_written, mut parts_read) = (std::collections::BTreeSet::new(), 0);
+    for seed in 0..50 {
+        let disk = SimStorage::new(seed);
+        let file = create(&disk, "f");
+        file.write_at(0, &[1; 8192]).unwrap();
+        disk.inject(FaultKind::ShortWrite, "f", 0);
+        let error = file.write_at(0, &[2; 8192]).unwrap_err();
+        assert!(matches!(&error, Error::Io { op: "write", offset: Some(0), .. }), "{error}");
+        let bytes = disk.contents("f").unwrap();
+        let written = bytes.iter().take_while(|&&b| b == 2).count();
+        assert!((1..8192).contains(&written) && bytes[written..].iter().all(|&b| b == 1), "seed {seed}");
+        parts_written.insert(written);
+
+        disk.inject(FaultKind::ShortRead, "f", 0);
+        let mut buf = [9; 8192];
+        let error = file.read_at(0, &mut buf).unwrap_err();
+        assert!(matches!(error, Error::ShortRead { offset: 0, len: 8192, .. }), "{error}");
+        let read = buf.iter().take_while(|&&b| b != 9).count();
+        assert!(read < 8192 && buf[..read] == bytes[..read] && buf[read..].iter().all(|&b| b == 9));
+        parts_read += read;
+        file.read_at(0, &mut buf).unwrap();
+        assert_eq!(buf[..], bytes[..], "the next read is whole");
+        let counts = disk.injected();
+        assert_eq!((counts[&FaultKind::ShortWrite], counts[&FaultKind::ShortRead]), (1, 1));
+    }
+    assert!(parts_written.iter().any(|n| n % 512 != 0), "a short write keeps to no border");
+    assert!(parts_written.len() > 20 && parts_read > 0);
+}
+
+#[test]
+fn short_requests_of_a_ring_complete_with_the_error() {
+    let disk = SimStorage::new(11);
+    let file = create(&disk, "f");
+    file.write_at(0, &[1; 4096]).unwrap();
+    disk.inject(FaultKind::ShortRead, "f", 0);
+    disk.inject(FaultKind::ShortWrite, "f", 0);
+    let mut ring = disk.ring(4).unwrap();
+    let (read, write) = (AlignedBuf::zeroed(4096), AlignedBuf::copy_of(&[2; 4096]));
+    ring.submit(&mut vec![
+        (1, Request::Read { file: Arc::clone(&file), offset: 0, buf: read }),
+        (2, Request::Write { file: Arc::clone(&file), offset: 0, buf: write }),
+    ]);
+    let mut out = Vec::new();
+    ring.wait(2, &mut out);
+    out.sort_by_key(|completion| completion.token);
+    assert!(matches!(out[0].result, Err(Error::ShortRead { .. })));
+    assert!(matches!(out[1].result, Err(Error::Io { op: "write", .. })));
+}
+
+#[test]
+fn what_power_losses_do_to_unsynced_writes_and_names_is_counted_by_kind() {
+    let mut sums = std::collections::BTreeMap::new();
+    for seed in 0..100 {
+        let disk = SimStorage::new(seed);
+        let file = create(&disk, "f");
+        file.allocate(0, 64 << 10).unwrap();
+        file.sync().unwrap();
+        disk.sync_dir().unwrap();
+        create(&disk, "g");
+        file.write_at(0, &[1; 4096]).unwrap();
+        file.write_at(8192, &[2; 4096]).unwrap();
+        let disk = disk.crash();
+        let bytes = disk.contents("f").unwrap();
+        let survived = |at: usize, byte| bytes[at..at + 4096].chunks(512).filter(|s| s[0] == byte).count();
+        let (first, second) = (survived(0, 1), survived(8192, 2));
+        let counts = disk.injected();
+        let count = |kind| counts.get(&kind).copied().unwrap_or_default();
+        let torn = [first, second].iter().filter(|n| (1..8).contains(*n)).count() as u64;
+        assert_eq!(count(FaultKind::TornWrite), torn, "seed {seed}");
+        assert_eq!(count(FaultKind::ReorderedWrite), u64::from(first < 8 && second > 0), "seed {seed}");
+        assert_eq!(count(FaultKind::LostEntry), u64::from(disk.contents("g").is_none()), "seed {seed}");
+        for (kind, n) in counts {
+            *sums.entry(kind).or_insert(0) += n;
+        }
+    }
+    assert!(sums.len() == 3 && sums.values().all(|n| *n > 10), "{sums:?}");
+}
+
+#[test]
 fn tampering_changes_what_is_read_now_and_after_a_crash() {
     let disk = SimStorage::new(5);
     let file = create(&disk, "f");

@@ -62,6 +62,50 @@ fn invariants_have_the_same_names_in_code_and_documents() {
     none(offences, "rename both together; a row is | `name` | `file that keeps it` | meaning |");
 }
 
+/// The names given to `Storage::reached`, with the files that give them; literals in the same statement count.
+fn named_states_in_code() -> BTreeMap<String, String> {
+    let is_name = |s: &str| s.contains('-') && s.bytes().all(|b| b.is_ascii_lowercase() || b == b'-');
+    let mut found = BTreeMap::new();
+    for file in ENGINE.iter().flat_map(|f| files(&format!("{f}/src"), ".rs")) {
+        let text = read(&file);
+        if !text.contains("reached(") {
+            continue;
+        }
+        for line in text.lines().map(code) {
+            for name in line.split('"').skip(1).step_by(2).filter(|name| is_name(name)) {
+                found.insert(name.to_string(), file.clone());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn named_states_are_the_same_in_code_simulator_and_documents() {
+    let code = named_states_in_code();
+    let table = read("testkit/src/sim/states.rs");
+    let listed: BTreeSet<String> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("    \"")?.strip_suffix("\","))
+        .map(str::to_string)
+        .collect();
+    let architecture = read("ARCHITECTURE.md");
+    assert!(listed.len() >= 20, "only {} names found: has the form of their table changed?", listed.len());
+    let mut offences = Vec::new();
+    for (name, file) in &code {
+        if !listed.contains(name) {
+            offences.push(format!("{file}: {name} is not in testkit/src/sim/states.rs"));
+        }
+        if !architecture.contains(&format!("| `{name}` | `{file}` |")) {
+            offences.push(format!("ARCHITECTURE.md: no row | `{name}` | `{file}` | …"));
+        }
+    }
+    for name in listed.iter().filter(|name| !code.contains_key(*name)) {
+        offences.push(format!("testkit/src/sim/states.rs: nothing reaches {name}"));
+    }
+    none(offences, "name a state in code, in the simulator's table and in ARCHITECTURE.md alike");
+}
+
 #[test]
 fn the_format_document_knows_every_page_type_and_version() {
     let format = read("docs/format.md");
