@@ -199,7 +199,9 @@ pub(crate) fn check(shared: &Shared, progress: &mut dyn FnMut(Progress)) -> Resu
         }
     }
     match shared.pager.check_superblock() {
-        Ok(wrong) => wrong.into_iter().for_each(|what| checker.problem(what)),
+        Ok(wrong) => wrong
+            .into_iter()
+            .for_each(|what| checker.problem(format!("superblock.newest_valid_wins: {what}"))),
         Err(error) => checker.unreadable("superblock", error.into()),
     }
     let owned: Vec<_> = checker.extents.iter().map(|(&offset, &(len, _))| (offset, len)).collect();
