@@ -5,9 +5,9 @@
 //! [`Error::NoSpace`] and had no effect. What was accepted can thus be flushed on a full device, by [`Purpose::NewData`](crate::writer::Purpose). The estimate is
 //! generous: twice the bytes, since a page is at least half full, and what the shortest segments are rounded up by.
 //!
-//! **Deletes** (messages and batches of nothing but Delete and RangeDelete) are accepted without a promise, up to a quarter of the
+//! **Deletes** (messages and batches of nothing but Delete and RangeDelete) are accepted without a promise, up to half of the
 //! data file's reserve, and may use the file that the log holds in reserve. Writers of anything else are refused before they touch either:
-//! a promise leaves the reserve whole, and the log takes no ordinary record while its reserve is missing. Above the quarter a delete is refused as well;
+//! a promise leaves the reserve whole, and the log takes no ordinary record while its reserve is missing. Above the half a delete is refused as well;
 //! the memtables that hold those before it are flushed meanwhile, so a later attempt succeeds.
 //!
 //! **Compactions** need as much space as what has piled up for a leaf. The scheduler tells the pager the most that one of them will take, and no promise is given
@@ -96,7 +96,7 @@ impl Shared {
             }
             Err(error @ Error::NoSpace { .. }) => {
                 self.scheduler.squeeze();
-                let limit = self.pager.reserve_bytes() / 4;
+                let limit = self.pager.reserve_bytes() / 2;
                 if nature == Nature::Deletes && self.unpaid.load(Relaxed) + cost <= limit {
                     return Ok(Means::Reserve);
                 }

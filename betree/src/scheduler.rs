@@ -262,7 +262,8 @@ impl Shared {
 
     /// What is done when nothing else can be: the end of a squeeze, and of a round of attempts without space.
     fn pick_last(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
-        if !inner.claims.is_empty() || !(inner.squeeze || !inner.failed.is_empty()) {
+        let full = inner.squeeze || !inner.failed.is_empty();
+        if !full || !inner.claims.is_empty() {
             return None;
         }
         if inner.changed > 0 && !inner.failed.contains(&Claim::Checkpoint) {

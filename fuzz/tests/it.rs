@@ -156,6 +156,12 @@ fn a_failing_disk_gives_errors_and_never_wrong_answers() {
 }
 
 #[test]
+fn on_a_full_device_one_batch_may_delete_everything_in_all_keyspaces() {
+    // What each memtable costs at least was together more than the deletes' part of the reserve.
+    held(faults::run(2052, 500, Trouble::FullDevice));
+}
+
+#[test]
 fn a_flipped_bit_anywhere_is_found_or_harmless() {
     for seed in seeds(2, 1) {
         let victim = held(Victim::new(seed, 60));
