@@ -10,6 +10,10 @@ use betree_storage::primitives::atomic::{AtomicU64, Ordering};
 use betree_storage::primitives::{explore, thread};
 use betree_testkit::SimStorage;
 
+use crate::message::{Kind, MessageRef};
+use crate::node::Node;
+use crate::state::State;
+use crate::types::{KeyspaceId, Seqno};
 use crate::{Builder, Db, Durability, Error, Keyspace, TreeOptions};
 
 /// Every few records freeze a memtable.
@@ -136,6 +140,33 @@ fn snapshots_are_of_one_moment_in_all_keyspaces_while_background_threads_change_
     snapshots(1, 60);
 }
 
+/// `view.nothing_between`, in the view alone: a memtable is frozen and written to while another one is installed and the tree changes.
+#[test]
+fn a_view_loses_nothing_to_changes_at_the_same_time_in_any_interleaving() {
+    explore(2000, || {
+        let options = TreeOptions::default();
+        let state =
+            Arc::new(State::new(KeyspaceId(1), "k", None, options, 1024, Node::empty_root(), Seqno(0)));
+        let write = |state: &State, n: u64| {
+            let message = MessageRef { kind: Kind::Put, key: b"k", value: b"v" };
+            state.peek().heads[0].table.apply_one(Seqno(n), message);
+        };
+        write(&state, 1);
+        state.freeze();
+        let oldest = state.view().heads[1].clone();
+        let (installing, changing) = (state.clone(), state.clone());
+        let installer = thread::spawn(move || installing.install(&oldest, Seqno(1), Arc::clone));
+        let changer = thread::spawn(move || changing.change(|root| Some(root.clone())));
+        state.freeze();
+        write(&state, 2);
+        installer.join().unwrap();
+        assert!(changer.join().unwrap());
+        let view = state.view();
+        assert_eq!((view.heads.len(), view.flushed), (2, Seqno(1)), "a change of the view was lost");
+        assert_eq!(view.heads[0].table.seqnos(), Some((Seqno(2), Seqno(2))), "a write was lost");
+    });
+}
+
 /// Writers at the hard limit, waiters for flushes and compactions, two workers, the end: everybody is woken in time.
 #[test]
 fn nobody_waits_for_ever_in_any_interleaving() {
@@ -171,11 +202,12 @@ fn a_frozen_memtable_is_flushed_without_being_asked_for_again() {
     explore(150, || {
         let db = builder(1).open_on(SimStorage::new(6).as_storage()).unwrap();
         let keyspace = db.keyspace("k").unwrap();
-        for n in 0..4 {
+        // Again and again, while the worker ends its last task and looks for the next one.
+        for n in 0..18 {
             keyspace.insert([n as u8], value(n)).unwrap();
-        }
-        while keyspace.state.view().heads.len() > 1 {
-            thread::yield_now();
+            while keyspace.state.view().heads.len() > 1 {
+                thread::yield_now();
+            }
         }
         assert!(db.stats().memtable_flush_bytes > 0);
     });

@@ -57,9 +57,11 @@ mod model {
         println!("SHUTTLE_RANDOM_SEED={seed}");
         let again = check.clone();
         let random = RandomScheduler::new_from_seed(seed, iterations);
-        shuttle::Runner::new(random, config.clone()).run(move || again());
+        let ran = shuttle::Runner::new(random, config.clone()).run(move || again());
+        assert_eq!(ran, iterations, "the checker ended early");
         let few = PctScheduler::new_from_seed(seed, 3, iterations);
-        shuttle::Runner::new(few, config).run(move || check());
+        let ran = shuttle::Runner::new(few, config).run(move || check());
+        assert_eq!(ran, iterations, "the checker ended early");
     }
 
     /// A mutex without poisoning.
