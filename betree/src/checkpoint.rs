@@ -11,10 +11,11 @@
 //!    unused extents, which are free by not being reachable, and log records that replay skips by their Seqno.
 //!
 //! Invariants: `log.covers_checkpoint` (every message that is in no tree of the checkpoint, and was logged, is in the log above
-//! `log_start`), `checkpoint.holds_its_extents`.
+//! `log_start`), `checkpoint.log_end_is_durable` (the log was synced up to `log_end` before the checkpoint: damage below it is never
+//! taken for a torn tail, which would leave a tree with a message and without an older one), `checkpoint.holds_its_extents`.
 //!
 //! ```text
-//! superblock payload := pointer to the catalog (as to a node), or nothing before the first checkpoint
+//! superblock payload := pointer to the catalog (as to a node) | log_end varint; or nothing before the first checkpoint
 //! catalog page: 0 u32 checksum | 4 u8 page type = 4 | 5 3 bytes zero | 8 u32 body length | 12 4 bytes zero | 16 body | zeros
 //! body     := log_start | next Seqno | next keyspace id | count | keyspace*     (varints)
 //! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
@@ -62,13 +63,15 @@ pub(crate) struct CatalogEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub log_start: Lsn,
+    /// Up to here the log was durable when this was written; in the superblock's payload.
+    pub log_end: Lsn,
     pub next: Seqno,
     pub next_id: u32,
     pub entries: Vec<CatalogEntry>,
 }
 
 impl Catalog {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEADER];
         out[4] = TYPE_CATALOG;
         put_varint(&mut out, self.log_start.0);
@@ -88,7 +91,7 @@ impl Catalog {
         out
     }
 
-    fn decode(page: &[u8]) -> Option<Catalog> {
+    pub(crate) fn decode(page: &[u8]) -> Option<Catalog> {
         let reserved = page.get(5..8)?.iter().chain(page.get(12..HEADER)?);
         if *page.get(4)? != TYPE_CATALOG || reserved.into_iter().any(|&b| b != 0) {
             return None;
@@ -98,6 +101,7 @@ impl Catalog {
         let input = &mut input;
         let mut catalog = Catalog {
             log_start: Lsn(get_varint(input)?),
+            log_end: Lsn(0),
             next: Seqno(get_varint(input)?),
             next_id: u32::try_from(get_varint(input)?).ok()?,
             entries: Vec::new(),
@@ -122,13 +126,20 @@ impl Catalog {
             structure: "catalog",
             detail: detail.to_string(),
         };
-        let pointer = NodePointer::decode(&mut &payload[..])
-            .ok_or_else(|| lie(0, "the superblock's pointer does not decode"))?;
+        let mut payload = payload;
+        let pointer = NodePointer::decode(&mut payload);
+        let log_end = get_varint(&mut payload).map(Lsn);
+        let (Some(pointer), Some(log_end), []) = (pointer, log_end, payload) else {
+            return Err(lie(0, "the superblock's payload does not decode"));
+        };
         let extent = Arc::new(pager.adopt(pointer.offset, pointer.len)?);
         let page = pager.get(&extent, 0, pointer.len, pointer.crc, PageKind::Node)?;
         let catalog =
             Catalog::decode(&page).ok_or_else(|| lie(pointer.offset, "the body does not decode"))?;
-        Ok((catalog, extent))
+        if catalog.log_start > log_end {
+            return Err(lie(pointer.offset, "the log begins above its end"));
+        }
+        Ok((Catalog { log_end, ..catalog }, extent))
     }
 }
 
@@ -201,6 +212,7 @@ impl Shared {
         let place = written?;
         let mut payload = Vec::new();
         NodePointer::of(&place).encode(&mut payload);
+        put_varint(&mut payload, log_end.0);
         self.pager.publish(self.pager.epoch().next(), &payload)?;
         *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start };
         self.wal.trim(catalog.log_start)?;

@@ -108,7 +108,7 @@ impl Db {
         Ok(db)
     }
 
-    fn shared(&self) -> &Shared {
+    pub(crate) fn shared(&self) -> &Shared {
         &self.handle.shared
     }
 

@@ -11,6 +11,8 @@ mod db;
 mod error;
 mod filter;
 mod flush;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod get;
 mod hash;
 mod iter;

@@ -105,8 +105,11 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     let mut keyspaces = Keyspaces { next_id: 1, ..Keyspaces::default() };
     let mut durable = Durable::default();
     let mut next = Seqno(1);
+    // Known to have been durable in the log; none before the first checkpoint, when there may be no log yet.
+    let mut log_end = None;
     if let Some(superblock) = superblock {
         let (catalog, extent) = Catalog::read(&pager, &superblock.payload)?;
+        log_end = Some(catalog.log_end);
         let mut reader = NodeReader::new(&pager);
         for entry in catalog.entries {
             let root = reader.read(entry.root, None, b"", None)?;
@@ -150,11 +153,16 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     };
     let log_start = durable.log_start;
     let by_id = &keyspaces.by_id;
-    let (wal, appender, _) = Wal::open(storage.clone(), wal_options, log_start, &mut |lsn, record| {
-        let last = replay(by_id, lsn, record, memtable_bytes)?;
+    let next_id = keyspaces.next_id;
+    let mut replay = |lsn, record: &[u8]| {
+        let last = replay(by_id, next_id, lsn, record, memtable_bytes)?;
         next = next.max(Seqno(last.0 + 1));
         Ok(())
-    })?;
+    };
+    let (wal, appender, _) = match log_end {
+        Some(durable) => Wal::reopen(storage.clone(), wal_options, log_start, durable, &mut replay)?,
+        None => Wal::open(storage.clone(), wal_options, log_start, &mut replay)?,
+    };
 
     Ok(Arc::new(Shared {
         memtable_bytes,
@@ -181,6 +189,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
 /// Applies one record of the log to the memtables of the keyspaces that do not have it in their tree. Its last Seqno.
 fn replay(
     by_id: &HashMap<KeyspaceId, Arc<State>>,
+    next_id: u32,
     lsn: Lsn,
     record: &[u8],
     memtable_bytes: usize,
@@ -199,6 +208,10 @@ fn replay(
     }
     if !messages.finished() || decoded.len() != count as usize {
         return Err(lie(format!("{} of {count} messages decode", decoded.len())));
+    }
+    // A number is logged only after a catalog gave it: this one is older than the log, and the keyspace would be lost.
+    if let Some((_, keyspace, _)) = decoded.iter().find(|(_, keyspace, _)| keyspace.0 >= next_id) {
+        return Err(lie(format!("keyspace {} of the catalog's {next_id}", keyspace.0)));
     }
     for (seqno, keyspace, message) in decoded {
         // A keyspace that is not there any more was dropped after this was logged.

@@ -2,8 +2,10 @@
 //!
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
 //! database, `model` runs random operations under random options, `simulate` crashes at every operation of the simulated disk,
-//! `faults` makes the disk fail, `corrupt` flips its bytes. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
+//! `faults` makes the disk fail, `corrupt` damages its bytes,
+//! `targets` are the bodies of the fuzz targets, `allocation` counts memory. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
 
+pub mod allocation;
 mod content;
 pub mod corrupt;
 pub mod faults;
@@ -11,6 +13,7 @@ pub mod model;
 mod session;
 mod shape;
 pub mod simulate;
+pub mod targets;
 
 pub use content::{read_all, read_snapshot};
 pub use session::{Failure, Place, Session};

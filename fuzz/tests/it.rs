@@ -7,11 +7,16 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use betree_fuzz::Shape;
-use betree_fuzz::corrupt::{Summary, Victim};
+use betree_fuzz::allocation::{Counting, measured};
+use betree_fuzz::corrupt::{self, Class, Kind, Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
 use betree_fuzz::simulate::{self, Plan};
+use betree_fuzz::targets;
 use betree_testkit::{Rng, SimStorage};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Seeds that are the same in every run, then some that are not; those are printed.
 fn seeds(fixed: u64, fresh: u64) -> impl Iterator<Item = u64> {
@@ -97,17 +102,55 @@ fn a_failing_disk_gives_errors_and_never_wrong_answers() {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_is_found_or_harmless() {
-    for seed in seeds(2, 1) {
-        let victim = held(Victim::new(seed, 60));
-        let mut places = victim.places();
-        let mut rng = Rng::new(seed);
-        rng.shuffle(&mut places);
+fn damage_anywhere_in_any_kind_of_database_is_found_or_harmless_or_cuts_the_log_where_the_format_says() {
+    for seed in seeds(1, 1) {
         let mut summary = Summary::default();
-        for (file, offset) in places.iter().take(700) {
-            held(victim.flip(file, *offset, rng.below(8) as u8, &mut summary));
+        for kind in Kind::ALL {
+            let victim = held(Victim::new(kind, seed));
+            assert!(kind != Kind::Deep || victim.height >= 3, "a tree of height {}", victim.height);
+            let empty = matches!(kind, Kind::Checkpointed | Kind::Closed);
+            assert!(!empty || victim.replayed() == 0, "{}", victim.describe());
+            let full = matches!(kind, Kind::Deep | Kind::Young);
+            assert!(!full || victim.replayed() > 0, "{}", victim.describe());
+            summary.add(&held(corrupt::sample(&victim, seed, 400)));
         }
-        assert!(summary.found > 0, "{summary:?}");
+        for class in Class::ALL {
+            let counts = summary.of(class);
+            assert!(counts.cases > 0, "{class:?} was not done: {summary:?}");
+        }
+        let flips = summary.of(Class::Flip);
+        assert!(flips.found > 0 && flips.harmless > 0 && flips.cut > 0, "{summary:?}");
+        assert!(summary.went_on > 0 && summary.largest_request > 0, "{summary:?}");
+    }
+}
+
+/// The longest single request to the allocator that a target may make for an input of the corpus.
+const LARGEST_REQUEST: usize = 4 << 20;
+
+#[test]
+fn fuzz_targets_hold_for_every_input_of_the_kept_corpus() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (name, target) in targets::ALL {
+        let mut inputs: Vec<_> =
+            std::fs::read_dir(corpus.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        inputs.sort();
+        assert!(!inputs.is_empty(), "{name}: no input is kept");
+        for input in inputs {
+            let bytes = std::fs::read(&input).unwrap();
+            println!("{}", input.display());
+            let ((), measure) = measured(|| target(&bytes));
+            assert!(measure.largest <= LARGEST_REQUEST, "{}: {measure:?}", input.display());
+            // And for inputs near to it.
+            let mut rng = Rng::new(bytes.len() as u64);
+            for _ in 0..if name == "ops" { 0 } else { 4 } {
+                let mut near = bytes.clone();
+                if let Some(at) = (!near.is_empty()).then(|| rng.index(near.len())) {
+                    near[at] ^= 1 << rng.below(8);
+                    near.truncate(rng.index(near.len()) + 1 + near.len() / 2);
+                }
+                target(&near);
+            }
+        }
     }
 }
 

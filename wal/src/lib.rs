@@ -32,7 +32,7 @@
 //! frames may lie behind a hole; that is no corruption. Replay stops at the first position `p` without a valid
 //! frame (nor a next file that begins at `p`), taking an incomplete record's beginning for `p`. Is this a torn tail, or was
 //! something damaged? Replay searches the rest of the log for valid frames and headers and takes the greatest
-//! mark `d` among them. By `log.mark_below_durable` everything below `d` was durable. So if `p < d` a durable byte has
+//! mark `d` among them, and what the caller knows to have been durable ([`Wal::reopen`]). By `log.mark_below_durable` everything below `d` was durable. So if `p < d` a durable byte has
 //! changed: corruption, reported with file and offset, or a missing file. If `p >= d` nothing contradicts a torn
 //! tail, and the log is cut at `p`. Every durable Lsn is written into the next frame after it became known, and at a
 //! clean close into the file's header; so only damage above the last of these can be taken for a torn tail, and then
@@ -145,7 +145,23 @@ impl Wal {
         replay: &mut dyn FnMut(Lsn, &[u8]) -> ReplayResult,
     ) -> Result<(Self, Appender, Replayed)> {
         options.check()?;
-        recover::open(storage, options, from, replay)
+        recover::open(storage, options, from, None, replay)
+    }
+
+    /// As [`Wal::open`], for a caller who knows from elsewhere (its checkpoint) that there is a log and that everything below
+    /// `durable` was once durable in it: then a log that ends before is damaged, whatever marks it still has.
+    ///
+    /// # Errors
+    /// Those of [`Wal::open`]; a missing log is one even if `from` is zero.
+    pub fn reopen(
+        storage: Arc<dyn Storage>,
+        options: Options,
+        from: Lsn,
+        durable: Lsn,
+        replay: &mut dyn FnMut(Lsn, &[u8]) -> ReplayResult,
+    ) -> Result<(Self, Appender, Replayed)> {
+        options.check()?;
+        recover::open(storage, options, from, Some(durable), replay)
     }
 
     /// Creates an empty log that begins at `at`: for a new database, or for one restored without its log.
