@@ -112,7 +112,7 @@ fn damage_anywhere_in_any_kind_of_database_is_found_or_harmless_or_cuts_the_log_
             assert!(!empty || victim.replayed() == 0, "{}", victim.describe());
             let full = matches!(kind, Kind::Deep | Kind::Young);
             assert!(!full || victim.replayed() > 0, "{}", victim.describe());
-            summary.add(&held(corrupt::sample(&victim, seed, 400)));
+            summary.add(&held(corrupt::sample(&victim, seed, 150, 8)));
         }
         for class in Class::ALL {
             let counts = summary.of(class);

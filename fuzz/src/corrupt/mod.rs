@@ -221,16 +221,19 @@ fn go_on(
     }
 }
 
-/// Damages `count` places drawn from `seed`, or all of them in turn.
+/// Flips `flips` bytes drawn from `seed` and does `others` things of each other class.
 ///
 /// # Errors
 /// What [`Victim::suffer`] says, first failure first.
-pub fn sample(victim: &Victim, seed: u64, count: usize) -> Result<Summary, String> {
+pub fn sample(victim: &Victim, seed: u64, flips: usize, others: usize) -> Result<Summary, String> {
     let mut summary = Summary::default();
     let mut damages = victim.damages(seed);
     Rng::new(seed).shuffle(&mut damages);
-    for damage in damages.iter().take(count) {
-        victim.suffer(damage, &mut summary)?;
+    for class in Class::ALL {
+        let count = if class == Class::Flip { flips } else { others };
+        for damage in damages.iter().filter(|damage| damage.class == class).take(count) {
+            victim.suffer(damage, &mut summary)?;
+        }
     }
     Ok(summary)
 }
