@@ -1,4 +1,5 @@
 //! The integration tests of the crate.
 
 mod api;
+mod damage;
 mod tidy;
