@@ -21,6 +21,7 @@
 //! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
 //! ```
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use betree_pager::{BLOCK, Extent, PageKind, Pager};
@@ -31,6 +32,7 @@ use crate::flush::TaskIo;
 use crate::message::{get_varint, put_varint};
 use crate::node::{Node, NodePlace, Target};
 use crate::node_codec::{self, NodePointer, get_bytes, put_bytes};
+use crate::recovery::MAX_SEQNO;
 use crate::shared::Shared;
 use crate::stats::Counters;
 use crate::types::{KeyspaceId, Seqno};
@@ -39,6 +41,8 @@ use crate::{Error, Result};
 /// Page type of catalogs.
 const TYPE_CATALOG: u8 = 4;
 const HEADER: usize = 16;
+/// No position in the log is above: see `docs/format.md`.
+const MAX_LSN: u64 = 1 << 62;
 
 /// What the durable checkpoint needs alive.
 #[derive(Debug, Default)]
@@ -115,7 +119,17 @@ impl Catalog {
                 root: NodePointer::decode(input)?,
             });
         }
-        input.is_empty().then_some(catalog)
+        (input.is_empty() && catalog.is_sound()).then_some(catalog)
+    }
+
+    /// Whether numbers are in their bounds, and no number or name occurs twice.
+    fn is_sound(&self) -> bool {
+        let ids: HashSet<_> = self.entries.iter().map(|entry| entry.id.0).collect();
+        let names: HashSet<_> = self.entries.iter().map(|entry| &entry.name).collect();
+        (1..=MAX_SEQNO).contains(&self.next.0)
+            && self.entries.iter().all(|entry| entry.id.0 < self.next_id && entry.flushed < self.next)
+            && ids.len() == self.entries.len()
+            && names.len() == self.entries.len()
     }
 
     /// Reads the catalog that a superblock's payload points to, and takes ownership of its extent.
@@ -136,7 +150,7 @@ impl Catalog {
         let page = pager.get(&extent, 0, pointer.len, pointer.crc, PageKind::Node)?;
         let catalog =
             Catalog::decode(&page).ok_or_else(|| lie(pointer.offset, "the body does not decode"))?;
-        if catalog.log_start > log_end {
+        if catalog.log_start > log_end || log_end.0 > MAX_LSN {
             return Err(lie(pointer.offset, "the log begins above its end"));
         }
         Ok((Catalog { log_end, ..catalog }, extent))
@@ -230,5 +244,38 @@ impl Shared {
             }
         }
         writer.write(catalog.encode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> Catalog {
+        let entry = |id, name: &str| CatalogEntry {
+            id: KeyspaceId(id),
+            name: name.into(),
+            operator: String::new(),
+            flushed: Seqno(4),
+            root: NodePointer { offset: 65_536, len: 4096, crc: 7 },
+        };
+        let entries = vec![entry(1, "one"), entry(2, "two")];
+        Catalog { log_start: Lsn(9), log_end: Lsn(0), next: Seqno(5), next_id: 3, entries }
+    }
+
+    #[test]
+    fn a_catalog_that_contradicts_itself_is_refused() {
+        assert!(Catalog::decode(&catalog().encode()).is_some());
+        let refused = |change: fn(&mut Catalog)| {
+            let mut catalog = catalog();
+            change(&mut catalog);
+            assert!(Catalog::decode(&catalog.encode()).is_none(), "{catalog:?}");
+        };
+        refused(|c| c.next = Seqno(0));
+        refused(|c| c.next = Seqno(u64::MAX));
+        refused(|c| c.next = Seqno(4));
+        refused(|c| c.next_id = 2);
+        refused(|c| c.entries[1].id = KeyspaceId(1));
+        refused(|c| c.entries[1].name = "one".into());
     }
 }

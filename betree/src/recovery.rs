@@ -186,6 +186,9 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     }))
 }
 
+/// No Seqno from disk is above: arithmetic on them cannot overflow.
+pub(crate) const MAX_SEQNO: u64 = 1 << 62;
+
 /// Applies one record of the log to the memtables of the keyspaces that do not have it in their tree. Its last Seqno.
 fn replay(
     by_id: &HashMap<KeyspaceId, Arc<State>>,
@@ -198,7 +201,7 @@ fn replay(
         Box::new(Error::Corrupt { file: "log".into(), offset: lsn.0, structure: "batch", detail })
     };
     let (first, count) = batch_header(record).ok_or_else(|| lie("no header".into()))?;
-    if first.0 == 0 || count == 0 {
+    if first.0 == 0 || count == 0 || first.0.checked_add(u64::from(count)).is_none_or(|end| end > MAX_SEQNO) {
         return Err(lie(format!("first Seqno {first}, {count} messages")));
     }
     let mut messages = Messages::new(&record[BATCH_HEADER..]);
