@@ -193,9 +193,12 @@ pub fn encode_batch(first: u64, messages: &[(u32, Entry)]) -> Vec<u8> {
     out
 }
 
+/// Start and end of a span.
+pub type Span = (Vec<u8>, Vec<u8>);
+
 /// Decodes spans and encodes them again. `None`: they do not decode.
 #[must_use]
-pub fn spans(bytes: &[u8]) -> Option<(Vec<(Vec<u8>, Vec<u8>)>, Vec<u8>)> {
+pub fn spans(bytes: &[u8]) -> Option<(Vec<Span>, Vec<u8>)> {
     let spans = Spans::decode(bytes)?;
     let mut out = Vec::new();
     spans.encode(&mut out);

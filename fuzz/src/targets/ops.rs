@@ -55,14 +55,17 @@ fn op(source: &mut Source<'_>, session: &Session) -> Option<Op> {
         0..10 => Op::Single(edit(source, session)?),
         10..16 => {
             let count = source.below(6);
-            Op::Batch((0..count).filter_map(|_| edit(source, session)).collect(), source.u8() % 4 == 0)
+            Op::Batch(
+                (0..count).filter_map(|_| edit(source, session)).collect(),
+                source.u8().is_multiple_of(4),
+            )
         }
         16 if there => Op::Get(keyspace, key(source)),
         17 if there => Op::MultiGet(keyspace, vec![key(source), key(source), key(source)]),
         18 | 19 if there => Op::Range {
             keyspace,
             low: key(source),
-            high: (source.u8() % 4 != 0).then(|| key(source)),
+            high: (!source.u8().is_multiple_of(4)).then(|| key(source)),
             backward: u64::from(source.u16()) << 32 | u64::from(source.u16()),
             limit: usize::from(source.u8()),
         },

@@ -39,7 +39,7 @@ fn parse(pieces: &[&[u8]], limits: Limits) -> (Commands, Result<usize, ProtocolE
 pub fn resp(bytes: &[u8]) {
     let mut source = super::Source(bytes);
     let (a, b) = (usize::from(source.u16()), usize::from(source.u16()));
-    let limits = Limits { authenticated: source.u8() % 4 != 0, commands: 1 + source.below(8) };
+    let limits = Limits { authenticated: !source.u8().is_multiple_of(4), commands: 1 + source.below(8) };
     let input = source.0;
     let whole = parse(&[input], limits);
     let (a, b) = (a % (input.len() + 1), b % (input.len() + 1));
