@@ -11,16 +11,17 @@
 //!    unused extents, which are free by not being reachable, and log records that replay skips by their Seqno.
 //!
 //! Invariants: `log.covers_checkpoint` (every message that is in no tree of the checkpoint, and was logged, is in the log above
-//! `log_start`), `log.reaches_checkpoint` (the log was durable up to `log_end`, so a log that ends before is damaged:
-//! its torn tail would be no prefix beside trees that hold later messages of other keyspaces), `checkpoint.holds_its_extents`.
+//! `log_start`), `checkpoint.log_end_is_durable` (the log was synced up to `log_end` before the checkpoint: damage below it is never
+//! taken for a torn tail, which would leave a tree with a message and without an older one), `checkpoint.holds_its_extents`.
 //!
 //! ```text
-//! superblock payload := pointer to the catalog (as to a node), or nothing before the first checkpoint
+//! superblock payload := pointer to the catalog (as to a node) | log_end varint; or nothing before the first checkpoint
 //! catalog page: 0 u32 checksum | 4 u8 page type = 4 | 5 3 bytes zero | 8 u32 body length | 12 4 bytes zero | 16 body | zeros
-//! body     := log_start | log_end | next Seqno | next keyspace id | count | keyspace*     (varints)
+//! body     := log_start | next Seqno | next keyspace id | count | keyspace*     (varints)
 //! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
 //! ```
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use betree_pager::{BLOCK, Extent, PageKind, Pager};
@@ -31,6 +32,7 @@ use crate::flush::TaskIo;
 use crate::message::{get_varint, put_varint};
 use crate::node::{Node, NodePlace, Target};
 use crate::node_codec::{self, NodePointer, get_bytes, put_bytes};
+use crate::recovery::MAX_SEQNO;
 use crate::shared::Shared;
 use crate::stats::Counters;
 use crate::types::{KeyspaceId, Seqno};
@@ -39,6 +41,8 @@ use crate::{Error, Result};
 /// Page type of catalogs.
 pub(crate) const TYPE_CATALOG: u8 = 4;
 const HEADER: usize = 16;
+/// No position in the log is above: see `docs/format.md`.
+const MAX_LSN: u64 = 1 << 62;
 
 /// What the durable checkpoint needs alive.
 #[derive(Debug, Default)]
@@ -63,7 +67,7 @@ pub(crate) struct CatalogEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub log_start: Lsn,
-    /// The log was durable up to here.
+    /// Up to here the log was durable when this was written; in the superblock's payload.
     pub log_end: Lsn,
     pub next: Seqno,
     pub next_id: u32,
@@ -71,11 +75,10 @@ pub(crate) struct Catalog {
 }
 
 impl Catalog {
-    fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = vec![0; HEADER];
         out[4] = TYPE_CATALOG;
         put_varint(&mut out, self.log_start.0);
-        put_varint(&mut out, self.log_end.0);
         put_varint(&mut out, self.next.0);
         put_varint(&mut out, u64::from(self.next_id));
         put_varint(&mut out, self.entries.len() as u64);
@@ -102,7 +105,7 @@ impl Catalog {
         let input = &mut input;
         let mut catalog = Catalog {
             log_start: Lsn(get_varint(input)?),
-            log_end: Lsn(get_varint(input)?),
+            log_end: Lsn(0),
             next: Seqno(get_varint(input)?),
             next_id: u32::try_from(get_varint(input)?).ok()?,
             entries: Vec::new(),
@@ -116,7 +119,17 @@ impl Catalog {
                 root: NodePointer::decode(input)?,
             });
         }
-        input.is_empty().then_some(catalog)
+        (input.is_empty() && catalog.is_sound()).then_some(catalog)
+    }
+
+    /// Whether numbers are in their bounds, and no number or name occurs twice.
+    fn is_sound(&self) -> bool {
+        let ids: HashSet<_> = self.entries.iter().map(|entry| entry.id.0).collect();
+        let names: HashSet<_> = self.entries.iter().map(|entry| &entry.name).collect();
+        (1..=MAX_SEQNO).contains(&self.next.0)
+            && self.entries.iter().all(|entry| entry.id.0 < self.next_id && entry.flushed < self.next)
+            && ids.len() == self.entries.len()
+            && names.len() == self.entries.len()
     }
 
     /// Reads the catalog that a superblock's payload points to, and takes ownership of its extent.
@@ -127,13 +140,20 @@ impl Catalog {
             structure: "catalog",
             detail: detail.to_string(),
         };
-        let pointer = NodePointer::decode(&mut &payload[..])
-            .ok_or_else(|| lie(0, "the superblock's pointer does not decode"))?;
+        let mut payload = payload;
+        let pointer = NodePointer::decode(&mut payload);
+        let log_end = get_varint(&mut payload).map(Lsn);
+        let (Some(pointer), Some(log_end), []) = (pointer, log_end, payload) else {
+            return Err(lie(0, "the superblock's payload does not decode"));
+        };
         let extent = Arc::new(pager.adopt(pointer.offset, pointer.len)?);
         let page = pager.get(&extent, 0, pointer.len, pointer.crc, PageKind::Node)?;
         let catalog =
             Catalog::decode(&page).ok_or_else(|| lie(pointer.offset, "the body does not decode"))?;
-        Ok((catalog, extent))
+        if catalog.log_start > log_end || log_end.0 > MAX_LSN {
+            return Err(lie(pointer.offset, "the log begins above its end"));
+        }
+        Ok((Catalog { log_end, ..catalog }, extent))
     }
 }
 
@@ -209,6 +229,7 @@ impl Shared {
         self.storage.reached("checkpoint-nodes-written");
         let mut payload = Vec::new();
         NodePointer::of(&place).encode(&mut payload);
+        put_varint(&mut payload, log_end.0);
         self.pager.publish(self.pager.epoch().next(), &payload)?;
         *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start };
         self.storage.reached("checkpoint-published");
@@ -227,5 +248,38 @@ impl Shared {
             }
         }
         writer.write(catalog.encode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog() -> Catalog {
+        let entry = |id, name: &str| CatalogEntry {
+            id: KeyspaceId(id),
+            name: name.into(),
+            operator: String::new(),
+            flushed: Seqno(4),
+            root: NodePointer { offset: 65_536, len: 4096, crc: 7 },
+        };
+        let entries = vec![entry(1, "one"), entry(2, "two")];
+        Catalog { log_start: Lsn(9), log_end: Lsn(0), next: Seqno(5), next_id: 3, entries }
+    }
+
+    #[test]
+    fn a_catalog_that_contradicts_itself_is_refused() {
+        assert!(Catalog::decode(&catalog().encode()).is_some());
+        let refused = |change: fn(&mut Catalog)| {
+            let mut catalog = catalog();
+            change(&mut catalog);
+            assert!(Catalog::decode(&catalog.encode()).is_none(), "{catalog:?}");
+        };
+        refused(|c| c.next = Seqno(0));
+        refused(|c| c.next = Seqno(u64::MAX));
+        refused(|c| c.next = Seqno(4));
+        refused(|c| c.next_id = 2);
+        refused(|c| c.entries[1].id = KeyspaceId(1));
+        refused(|c| c.entries[1].name = "one".into());
     }
 }

@@ -12,6 +12,8 @@ mod device;
 mod error;
 mod filter;
 mod flush;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod get;
 mod hash;
 mod iter;

@@ -10,6 +10,7 @@ use betree_storage::primitives::atomic::{AtomicU64, Ordering};
 use betree_storage::primitives::{explore, thread};
 use betree_testkit::SimStorage;
 
+use crate::memtable::ArenaPool;
 use crate::message::{Kind, MessageRef};
 use crate::node::Node;
 use crate::state::State;
@@ -145,8 +146,15 @@ fn snapshots_are_of_one_moment_in_all_keyspaces_while_background_threads_change_
 fn a_view_loses_nothing_to_changes_at_the_same_time_in_any_interleaving() {
     explore(2000, || {
         let options = TreeOptions::default();
-        let state =
-            Arc::new(State::new(KeyspaceId(1), "k", None, options, 1024, Node::empty_root(), Seqno(0)));
+        let state = Arc::new(State::new(
+            KeyspaceId(1),
+            "k",
+            None,
+            options,
+            Arc::new(ArenaPool::new(1024)),
+            Node::empty_root(),
+            Seqno(0),
+        ));
         let write = |state: &State, n: u64| {
             let message = MessageRef { kind: Kind::Put, key: b"k", value: b"v" };
             state.peek().heads[0].table.apply_one(Seqno(n), message);

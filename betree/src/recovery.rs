@@ -12,7 +12,7 @@ use betree_pager::Pager;
 use betree_storage::primitives::atomic::{AtomicBool, AtomicU64};
 use betree_storage::primitives::{Condvar, Mutex, RwLock};
 use betree_storage::{Backend, DiskStorage, Storage};
-use betree_wal::{Lsn, Start, Wal};
+use betree_wal::{Lsn, Wal};
 
 use crate::checkpoint::{Catalog, Durable};
 use crate::memtable::ArenaPool;
@@ -119,9 +119,11 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     let mut keyspaces = Keyspaces { next_id: 1, ..Keyspaces::default() };
     let mut durable = Durable::default();
     let mut next = Seqno(1);
-    let mut log_end = Lsn(0);
+    // Known to have been durable in the log; none before the first checkpoint, when there may be no log yet.
+    let mut log_end = None;
     if let Some(superblock) = superblock {
         let (catalog, extent) = Catalog::read(&pager, &superblock.payload)?;
+        log_end = Some(catalog.log_end);
         let mut reader = NodeReader::new(&pager);
         for entry in catalog.entries {
             let root = reader.read(entry.root, None, b"", None)?;
@@ -155,7 +157,6 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         next = catalog.next;
         durable.catalog = Some(extent);
         durable.log_start = catalog.log_start;
-        log_end = catalog.log_end;
         pager.finish_recovery();
     }
 
@@ -165,14 +166,19 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         reserve_file: true,
         salt: (pager.uuid() >> 64) as u64 ^ pager.uuid() as u64,
     };
-    let start = Start { from: durable.log_start, durable: log_end };
+    let log_start = durable.log_start;
     storage.reached("recovery-read");
     let by_id = &keyspaces.by_id;
-    let (wal, appender, _) = Wal::open(storage.clone(), wal_options, start, &mut |lsn, record| {
-        let last = replay(by_id, lsn, record, memtable_bytes)?;
+    let next_id = keyspaces.next_id;
+    let mut replay = |lsn, record: &[u8]| {
+        let last = replay(by_id, next_id, lsn, record, memtable_bytes)?;
         next = next.max(Seqno(last.0 + 1));
         Ok(())
-    })?;
+    };
+    let (wal, appender, _) = match log_end {
+        Some(durable) => Wal::reopen(storage.clone(), wal_options, log_start, durable, &mut replay)?,
+        None => Wal::open(storage.clone(), wal_options, log_start, &mut replay)?,
+    };
     storage.reached("recovery-replayed");
 
     let pressure = Pressure::new(memtable_bytes, &*storage);
@@ -202,9 +208,13 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     Ok(shared)
 }
 
+/// No Seqno from disk is above: arithmetic on them cannot overflow.
+pub(crate) const MAX_SEQNO: u64 = 1 << 62;
+
 /// Applies one record of the log to the memtables of the keyspaces that do not have it in their tree. Its last Seqno.
 fn replay(
     by_id: &HashMap<KeyspaceId, Arc<State>>,
+    next_id: u32,
     lsn: Lsn,
     record: &[u8],
     memtable_bytes: usize,
@@ -214,7 +224,7 @@ fn replay(
     };
     let mut body = record;
     let (first, count) = take_batch_header(&mut body).ok_or_else(|| lie("no header".into()))?;
-    if first.0 == 0 || count == 0 || first.0.checked_add(u64::from(count)).is_none() {
+    if first.0 == 0 || count == 0 || first.0.checked_add(u64::from(count)).is_none_or(|end| end > MAX_SEQNO) {
         return Err(lie(format!("first Seqno {first}, {count} messages")));
     }
     let mut messages = Messages::new(body);
@@ -224,6 +234,10 @@ fn replay(
     }
     if !messages.finished() || decoded.len() != count as usize {
         return Err(lie(format!("{} of {count} messages decode", decoded.len())));
+    }
+    // A number is logged only after a catalog gave it: this one is older than the log, and the keyspace would be lost.
+    if let Some((_, keyspace, _)) = decoded.iter().find(|(_, keyspace, _)| keyspace.0 >= next_id) {
+        return Err(lie(format!("keyspace {} of the catalog's {next_id}", keyspace.0)));
     }
     for (seqno, keyspace, message) in decoded {
         // A keyspace that is not there any more was dropped after this was logged.

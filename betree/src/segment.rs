@@ -172,11 +172,9 @@ impl Meta {
         } else {
             self.data_len
         };
-        (at < end && end <= self.data_len).then_some(PageAt {
-            at,
-            len: end - at,
-            crc: u32_at(&self.page, row + 4)?,
-        })
+        let crc = u32_at(&self.page, row + 4)?;
+        // Not `then_some`: the difference of places that do not ascend is none.
+        (at < end && end <= self.data_len).then(|| PageAt { at, len: end - at, crc })
     }
 
     /// `segment.pages_tile_the_data`: the first page that does not begin where the one before ends.

@@ -1,117 +1,248 @@
-//! Corruption: single bytes of a small database's files are flipped in turn.
+//! Corruption: a small database's files are damaged, one place at a time, and opened.
 //!
-//! What must come of each: the right content, or that after an earlier prefix if the log's end was hit, or an error that
-//! names the place. Never a panic, a hang, a wrong answer.
+//! What must come of each: the right content; or an error that names the place; or, where the log was hit, exactly what a second
+//! reader of `docs/format.md` (`log`) says: so many records, or a refusal. Never a panic, a hang, a large allocation, a wrong answer.
+//!
+//! `victim` makes the databases, `damage` lists what is done to them, `layout` says which structure a byte belongs to,
+//! `log` is the second reader; here is the judge.
 
-use betree_testkit::{Op, Rng, SimStorage, Workload};
-use std::sync::Arc;
+mod damage;
+mod layout;
+pub(crate) mod log;
+mod victim;
 
-use crate::faults::located;
-use crate::{Place, Session, Shape, guarded, read_all};
+use std::collections::BTreeMap;
 
-/// A small database at rest, to be damaged.
-#[derive(Debug)]
-pub struct Victim {
-    disk: Arc<SimStorage>,
-    session: Session,
-    seed: u64,
-}
+use betree_testkit::{Rng, SimStorage};
 
-/// What came of the flips.
+use crate::allocation::measured;
+use crate::{Shape, guarded, read_all};
+
+pub use damage::{Class, Damage};
+pub use victim::{Kind, Victim};
+
+/// Names and bytes of a database's files.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// The longest single request to the allocator that opening and reading a damaged database of under 1 MiB may make.
+const LARGEST_REQUEST: usize = 4 << 20;
+/// The most memory that it may hold at once.
+const MOST_HELD: usize = 32 << 20;
+/// One in so many databases that were right all the same is written to, ended and opened again.
+const GOES_ON: u64 = 64;
+
+/// How often what came of one kind of damage to one kind of structure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// Bytes flipped, one at a time.
-    pub flips: u64,
-    /// How often an error named the place.
+pub struct Counts {
+    /// Damaged databases opened.
+    pub cases: u64,
+    /// An error named the place.
     pub found: u64,
-    /// How often the content was right all the same.
+    /// The content was right all the same.
     pub harmless: u64,
-    /// How often the log's end was cut.
+    /// The log ended early, at the place that the format says.
     pub cut: u64,
 }
 
-impl Victim {
-    /// The database of a seed: trees of some levels, and some log above the checkpoint.
-    ///
-    /// # Errors
-    /// Whatever goes wrong in making it.
-    pub fn new(seed: u64, ops: usize) -> Result<Self, String> {
-        let mut rng = Rng::new(seed);
-        let shape = Shape::tiny(&mut rng);
-        let disk = SimStorage::new(rng.next_u64());
-        let mut workload = Workload::new(rng.next_u64()).reads(0.1).without_reopening();
-        let session = Session::open(Place::Disk(disk.clone()), shape, None).map_err(|e| e.to_string())?;
-        let mut this = Self { disk, session, seed };
-        this.session.create_keyspaces().map_err(|e| e.to_string())?;
-        for _ in 0..ops {
-            let op = workload.next(&this.session.oracle);
-            this.session.apply(&op).map_err(|e| e.to_string())?;
+/// What came of the damage.
+#[derive(Debug, Clone, Default)]
+pub struct Summary {
+    /// By what was done and which structure it hit.
+    pub by_class: BTreeMap<(Class, &'static str), Counts>,
+    /// The longest request to the allocator.
+    pub largest_request: usize,
+    /// The most memory held at once.
+    pub most_held: usize,
+    /// Damaged databases that were written to and opened again.
+    pub went_on: u64,
+}
+
+impl Summary {
+    /// Adds what another run came to.
+    pub fn add(&mut self, other: &Self) {
+        for (key, counts) in &other.by_class {
+            let sum = self.by_class.entry(*key).or_default();
+            sum.cases += counts.cases;
+            sum.found += counts.found;
+            sum.harmless += counts.harmless;
+            sum.cut += counts.cut;
         }
-        this.session.apply(&Op::Persist).map_err(|e| e.to_string())?;
-        this.session.abandon();
-        this.disk = this.disk.kill();
-        Ok(this)
+        self.largest_request = self.largest_request.max(other.largest_request);
+        self.most_held = self.most_held.max(other.most_held);
+        self.went_on += other.went_on;
     }
 
-    /// The places worth flipping: every byte of every 4 KiB block that is not all zeros.
+    /// The sum over the structures of a class.
     #[must_use]
-    pub fn places(&self) -> Vec<(String, u64)> {
-        let mut places = Vec::new();
-        for name in self.disk.files().into_keys() {
-            let bytes = self.disk.contents(&name).unwrap_or_default();
-            for (i, block) in bytes.chunks(4096).enumerate() {
-                if block.iter().any(|b| *b != 0) {
-                    places.extend((0..block.len()).map(|at| (name.clone(), (i * 4096 + at) as u64)));
-                }
-            }
+    pub fn of(&self, class: Class) -> Counts {
+        let mut sum = Counts::default();
+        for (_, counts) in self.by_class.iter().filter(|(key, _)| key.0 == class) {
+            sum.cases += counts.cases;
+            sum.found += counts.found;
+            sum.harmless += counts.harmless;
+            sum.cut += counts.cut;
         }
-        places
+        sum
     }
+}
 
-    /// Flips a bit of one byte and looks what comes of it.
+/// What an opened database came to.
+enum Outcome {
+    Found,
+    Harmless,
+    Cut,
+}
+
+impl Victim {
+    /// Opens the database with `damage` done to it and judges what comes of it.
     ///
     /// # Errors
-    /// A wrong answer, a panic, or an error that does not name the place.
-    pub fn flip(&self, file: &str, offset: u64, bit: u8, summary: &mut Summary) -> Result<(), String> {
-        summary.flips += 1;
-        guarded(|| self.flipped(file, offset, bit, summary))
-            .map_err(|e| format!("seed {}: {file} byte {offset} bit {bit}: {e}", self.seed))
+    /// A wrong answer, a panic, too much memory, or an error that does not name the place.
+    pub fn suffer(&self, damage: &Damage, summary: &mut Summary) -> Result<(), String> {
+        let what = || format!("seed {} {:?}: {damage}", self.seed, self.kind);
+        let number = summary.by_class.values().map(|counts| counts.cases).sum::<u64>();
+        let (judged, measure) = measured(|| guarded(|| self.judge(damage, number, summary)));
+        let outcome = judged.map_err(|e| format!("{}: {e}", what()))?;
+        summary.largest_request = summary.largest_request.max(measure.largest);
+        summary.most_held = summary.most_held.max(measure.peak);
+        if measure.largest > LARGEST_REQUEST || measure.peak > MOST_HELD {
+            return Err(format!("{}: too much memory: {measure:?}", what()));
+        }
+        let counts = summary.by_class.entry((damage.class, damage.structure)).or_default();
+        counts.cases += 1;
+        match outcome {
+            Outcome::Found => counts.found += 1,
+            Outcome::Harmless => counts.harmless += 1,
+            Outcome::Cut => counts.cut += 1,
+        }
+        Ok(())
     }
 
-    fn flipped(&self, file: &str, offset: u64, bit: u8, summary: &mut Summary) -> Result<(), String> {
-        let disk = self.disk.crashed_copy(1);
-        if !disk.flip_bit(file, offset, bit) {
-            return Err("there is no such byte".into());
-        }
-        let db = match self.session.shape.builder().open_on(disk.as_storage()) {
-            Ok(db) => db,
-            Err(error) => {
-                summary.found += 1;
-                return located(&error);
+    fn judge(&self, damage: &Damage, number: u64, summary: &mut Summary) -> Result<Outcome, String> {
+        let disk = damage.done_on(&self.disk, &self.files)?;
+        // What the log must come to, where only the log was damaged.
+        let verdict = match damage.log_only() {
+            true => Some(log::replay(&damage.done_to(&self.files)?, self.start).0),
+            false => None,
+        };
+        let refused = |error: &betree::Error| -> Result<Outcome, String> {
+            located(error)?;
+            match verdict {
+                Some(log::Verdict::Records(n)) => {
+                    Err(format!("{n} records of the log are sound, but: {error}"))
+                }
+                _ => damage.fits(error).map(|()| Outcome::Found),
             }
         };
+        let db = match self.shape().builder().open_on(disk.as_storage()) {
+            Ok(db) => db,
+            Err(error) => return refused(&error),
+        };
+        if damage.class.is_always_refused() {
+            return Err("it was opened".into());
+        }
+        if let Some(log::Verdict::Refused(why)) = verdict {
+            return Err(format!("it was opened, though of the log {why}"));
+        }
         let found = match read_all(&db) {
             Ok(found) => found,
             Err(error) => {
-                summary.found += 1;
-                located(&error)?;
                 let report = db.check().map_err(|e| format!("the checker fails: {e}"))?;
-                return if report.is_clean() {
-                    Err(format!("check is clean, reading is not: {error}"))
-                } else {
-                    Ok(())
-                };
+                if report.is_clean() {
+                    return Err(format!("check is clean, reading is not: {error}"));
+                }
+                return refused(&error);
             }
         };
-        let oracle = &self.session.oracle;
-        if found == *oracle.content() {
-            summary.harmless += 1;
-            return db.check().map(drop).map_err(|e| format!("the checker fails: {e}"));
+        let allowed = match verdict {
+            Some(log::Verdict::Records(records)) => self.batches_with(records),
+            _ if damage.hits_both_copies(layout::newest_copies(&self.files)) => {
+                self.batches_of_the_epoch_before()
+            }
+            _ => self.oracle().len()..=self.oracle().len(),
+        };
+        if self.oracle().prefix_with(found.digest(), allowed.clone()).is_none() {
+            return Err(format!("a wrong answer: {}", self.oracle().explain(&found, allowed)));
         }
-        if file.starts_with("log") && oracle.prefix_with(found.digest(), 0..=oracle.len()).is_some() {
-            summary.cut += 1;
-            return Ok(());
+        let clean = db.check().map_err(|e| format!("the checker fails: {e}"))?.is_clean();
+        if clean {
+            self.points(&db, &found)?;
         }
-        Err(format!("a wrong answer: {}", oracle.explain(&found, oracle.len()..=oracle.len())))
+        if clean && number.is_multiple_of(GOES_ON) {
+            summary.went_on += 1;
+            go_on(db, &disk, self.shape(), &found)?;
+        }
+        Ok(if found == *self.oracle().content() { Outcome::Harmless } else { Outcome::Cut })
     }
+
+    /// Point reads give what iteration gave.
+    fn points(&self, db: &betree::Db, content: &betree_testkit::Content) -> Result<(), String> {
+        for (index, records) in content.keyspaces.iter().enumerate() {
+            let Some(records) = records else { continue };
+            let space = db.keyspace(crate::SPACES[index].0).map_err(|e| e.to_string())?;
+            for (key, value) in records.iter().step_by(5) {
+                let got = space.get(key).map_err(|e| format!("get of {key:?}: {e}"))?;
+                if got.as_deref() != Some(&value[..]) {
+                    return Err(format!("get of {key:?} is not what iteration gave"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Writes to a database that was damaged where it does not matter, loses power, and compares.
+fn go_on(
+    db: betree::Db,
+    disk: &SimStorage,
+    shape: &Shape,
+    content: &betree_testkit::Content,
+) -> Result<(), String> {
+    let go = || -> betree::Result<betree_testkit::Content> {
+        let space = db.keyspace(crate::SPACES[0].0)?;
+        space.insert("after the damage", "a value")?;
+        db.checkpoint()?;
+        space.insert("and more", [7; 3000])?;
+        db.persist()?;
+        drop((db, space));
+        let disk = disk.crash();
+        read_all(&shape.builder().open_on(disk.as_storage())?)
+    };
+    let found = go().map_err(|e| format!("it does not go on: {e}"))?;
+    let mut expected = content.clone();
+    if let Some(Some(records)) = expected.keyspaces.first_mut() {
+        records.insert(b"after the damage".to_vec(), b"a value".to_vec());
+        records.insert(b"and more".to_vec(), vec![7; 3000]);
+    }
+    if found == expected {
+        Ok(())
+    } else {
+        Err(format!("it goes on wrongly: {}", found.differences(&expected)))
+    }
+}
+
+/// Flips `flips` bytes drawn from `seed` and does `others` things of each other class.
+///
+/// # Errors
+/// What [`Victim::suffer`] says, first failure first.
+pub fn sample(victim: &Victim, seed: u64, flips: usize, others: usize) -> Result<Summary, String> {
+    let mut summary = Summary::default();
+    let mut damages = victim.damages(seed);
+    Rng::new(seed).shuffle(&mut damages);
+    for class in Class::ALL {
+        let count = if class == Class::Flip { flips } else { others };
+        for damage in damages.iter().filter(|damage| damage.class == class).take(count) {
+            victim.suffer(damage, &mut summary)?;
+        }
+    }
+    Ok(summary)
+}
+
+/// Whether the error names the file that is damaged.
+fn located(error: &betree::Error) -> Result<(), String> {
+    let text = error.to_string();
+    if text.contains("data.betree") || text.contains("log") {
+        return crate::faults::located(error);
+    }
+    Err(format!("the error names no file: {error:?}"))
 }

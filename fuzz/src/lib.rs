@@ -3,10 +3,11 @@
 //! `shape` draws options, `session` carries out one operation on engine and oracle and compares, `content` reads a whole
 //! database, `audit` moves money from many threads and counts it, `model` runs random operations under random options, `simulate`
 //! crashes at every operation of the simulated disk, `campaign` at a sample of them in many lives, `verify` says what must hold after a
-//! crash, `summary` adds up what was done, `faults` makes the disk fail, `corrupt` flips its bytes, `salvage` damages whole databases and
-//! salvages them, `kills` kills a process that writes to a real disk. One seed replays a run; every failure names it. Leaf of the
-//! workspace: nothing depends on this crate.
+//! crash, `summary` adds up what was done, `faults` makes the disk fail, `corrupt` damages its bytes, `salvage` damages whole databases and
+//! salvages them, `kills` kills a process that writes to a real disk, `targets` are the bodies of the fuzz targets, `allocation` counts
+//! memory. One seed replays a run; every failure names it. Leaf of the workspace: nothing depends on this crate.
 
+pub mod allocation;
 pub mod audit;
 pub mod campaign;
 mod content;
@@ -19,6 +20,7 @@ mod session;
 mod shape;
 pub mod simulate;
 mod summary;
+pub mod targets;
 mod verify;
 
 pub use content::{digest_all, read_all, read_snapshot};

@@ -214,6 +214,20 @@ impl Session {
         self.db = None;
     }
 
+    /// Ends this life of the database in order.
+    ///
+    /// # Errors
+    /// Those of the engine.
+    pub fn close(&mut self) -> Answer {
+        self.snapshots.clear();
+        self.spaces.clear();
+        if let Some(db) = self.db.take() {
+            db.close()?;
+            self.durable = self.oracle.len();
+        }
+        Ok(())
+    }
+
     /// Compares everything with the oracle.
     ///
     /// # Errors

@@ -7,15 +7,19 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use betree_fuzz::allocation::{Counting, measured};
 use betree_fuzz::audit::{self, Ground, Totals};
-use betree_fuzz::corrupt::{Summary, Victim};
+use betree_fuzz::corrupt::{self, Class, Kind, Summary, Victim};
 use betree_fuzz::faults::{self, Trouble};
 use betree_fuzz::kills;
 use betree_fuzz::model::{Run, in_directory, on_simulated_disk};
 use betree_fuzz::salvage::{DATA, Healed, Patient, Wound};
 use betree_fuzz::simulate::{self, Plan};
-use betree_fuzz::{Shape, campaign};
+use betree_fuzz::{Shape, campaign, targets};
 use betree_testkit::{NAMED_STATES, Rng, SimStorage};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 /// Seeds that are the same in every run, then some that are not; those are printed.
 fn seeds(fixed: u64, fresh: u64) -> impl Iterator<Item = u64> {
@@ -162,31 +166,54 @@ fn on_a_full_device_one_batch_may_delete_everything_in_all_keyspaces() {
 }
 
 #[test]
-fn a_flipped_bit_anywhere_is_found_or_harmless() {
-    for seed in seeds(2, 1) {
-        let victim = held(Victim::new(seed, 60));
-        let mut places = victim.places();
-        let mut rng = Rng::new(seed);
-        rng.shuffle(&mut places);
+fn damage_anywhere_in_any_kind_of_database_is_found_or_harmless_or_cuts_the_log_where_the_format_says() {
+    for seed in seeds(1, 1) {
         let mut summary = Summary::default();
-        for (file, offset) in places.iter().take(700) {
-            held(victim.flip(file, *offset, rng.below(8) as u8, &mut summary));
+        for kind in Kind::ALL {
+            let victim = held(Victim::new(kind, seed));
+            assert!(kind != Kind::Deep || victim.height >= 3, "a tree of height {}", victim.height);
+            let empty = matches!(kind, Kind::Checkpointed | Kind::Closed);
+            assert!(!empty || victim.replayed() == 0, "{}", victim.describe());
+            let full = matches!(kind, Kind::Deep | Kind::Young);
+            assert!(!full || victim.replayed() > 0, "{}", victim.describe());
+            summary.add(&held(corrupt::sample(&victim, seed, 150, 8)));
         }
-        assert!(summary.found > 0, "{summary:?}");
+        for class in Class::ALL {
+            let counts = summary.of(class);
+            assert!(counts.cases > 0, "{class:?} was not done: {summary:?}");
+        }
+        let flips = summary.of(Class::Flip);
+        assert!(flips.found > 0 && flips.harmless > 0 && flips.cut > 0, "{summary:?}");
+        assert!(summary.went_on > 0 && summary.largest_request > 0, "{summary:?}");
     }
 }
 
+/// The longest single request to the allocator that a target may make for an input of the corpus.
+const LARGEST_REQUEST: usize = 4 << 20;
+
 #[test]
-fn damage_to_the_last_records_before_a_checkpoint_is_not_a_torn_tail() {
-    // No frame after them says that they were durable; the catalog does. Taken for a torn tail, they would leave trees with
-    // later messages than the memtables, which is no prefix.
-    let victim = held(Victim::new(7_531_429_130_731, 60));
-    held(victim.flip("log-0000000000000001", 12_091, 2, &mut Summary::default()));
-    for seed in [7_531_429_130_731, 3, 4] {
-        let victim = held(Victim::new(seed, 60));
-        let log: Vec<_> = victim.places().into_iter().filter(|(file, _)| file.starts_with("log")).collect();
-        for (file, offset) in log.iter().step_by(13) {
-            held(victim.flip(file, *offset, (offset % 8) as u8, &mut Summary::default()));
+fn fuzz_targets_hold_for_every_input_of_the_kept_corpus() {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus");
+    for (name, target) in targets::ALL {
+        let mut inputs: Vec<_> =
+            std::fs::read_dir(corpus.join(name)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        inputs.sort();
+        assert!(!inputs.is_empty(), "{name}: no input is kept");
+        for input in inputs {
+            let bytes = std::fs::read(&input).unwrap();
+            println!("{}", input.display());
+            let ((), measure) = measured(|| target(&bytes));
+            assert!(measure.largest <= LARGEST_REQUEST, "{}: {measure:?}", input.display());
+            // And for inputs near to it.
+            let mut rng = Rng::new(bytes.len() as u64);
+            for _ in 0..if name == "ops" { 0 } else { 4 } {
+                let mut near = bytes.clone();
+                if let Some(at) = (!near.is_empty()).then(|| rng.index(near.len())) {
+                    near[at] ^= 1 << rng.below(8);
+                    near.truncate(rng.index(near.len()) + 1 + near.len() / 2);
+                }
+                target(&near);
+            }
         }
     }
 }

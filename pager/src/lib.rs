@@ -21,6 +21,8 @@ mod error;
 mod extent;
 mod file;
 mod freemap;
+#[cfg(feature = "fuzzing")]
+pub mod fuzzing;
 mod inspect;
 mod io;
 mod options;

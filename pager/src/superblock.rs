@@ -102,6 +102,12 @@ pub(crate) fn encode(superblock: &Superblock, slot: usize, out: &mut [u8]) {
     out[AT_FILE_LEN..AT_PAYLOAD_LEN].copy_from_slice(&superblock.file_len.to_le_bytes());
     out[AT_PAYLOAD_LEN..AT_RESERVED].copy_from_slice(&(superblock.payload.len() as u32).to_le_bytes());
     out[AT_PAYLOAD..AT_PAYLOAD + superblock.payload.len()].copy_from_slice(&superblock.payload);
+    seal(out, slot);
+}
+
+/// Sets the checksum of a slot's bytes.
+pub(crate) fn seal(out: &mut [u8], slot: usize) {
+    assert!(out.len() == SLOT_LEN);
     let crc = salted_crc(&out[..AT_CRC], slot);
     out[AT_CRC..].copy_from_slice(&crc.to_le_bytes());
 }

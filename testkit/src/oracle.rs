@@ -267,6 +267,15 @@ impl Oracle {
         self.history.len()
     }
 
+    /// The batch with this number, counted from 0.
+    ///
+    /// # Panics
+    /// When there is none.
+    #[must_use]
+    pub fn batch(&self, index: usize) -> &[Edit] {
+        &self.history[index]
+    }
+
     /// Whether nothing was committed.
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -32,7 +32,7 @@
 //! frames may lie behind a hole; that is no corruption. Replay stops at the first position `p` without a valid
 //! frame (nor a next file that begins at `p`), taking an incomplete record's beginning for `p`. Is this a torn tail, or was
 //! something damaged? Replay searches the rest of the log for valid frames and headers and takes the greatest
-//! mark `d` among them and of what the caller knows to be durable ([`Start`]). By `log.mark_below_durable` everything below `d` was durable. So if `p < d` a durable byte has
+//! mark `d` among them, and what the caller knows to have been durable ([`Wal::reopen`]). By `log.mark_below_durable` everything below `d` was durable. So if `p < d` a durable byte has
 //! changed: corruption, reported with file and offset, or a missing file. If `p >= d` nothing contradicts a torn
 //! tail, and the log is cut at `p`. Every durable Lsn is written into the next frame after it became known, and at a
 //! clean close into the file's header; so only damage above the last of these can be taken for a torn tail, and then
@@ -93,22 +93,6 @@ pub const MAX_RECORD: u64 = (1 << 30) + (64 << 20);
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash, Default)]
 pub struct Lsn(pub u64);
 
-/// Where a replay begins, and what is known of the log from elsewhere.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub struct Start {
-    /// Every whole record from here on is replayed.
-    pub from: Lsn,
-    /// Everything below was durable: a log that ends before is damaged, not torn. The marks in the log say the same, but only
-    /// of what was durable before its last record; whoever synced the log after that knows more.
-    pub durable: Lsn,
-}
-
-impl From<Lsn> for Start {
-    fn from(from: Lsn) -> Self {
-        Self { from, durable: from }
-    }
-}
-
 /// What a replay callback returns.
 pub type ReplayResult = std::result::Result<(), Box<dyn std::error::Error + Send + Sync>>;
 
@@ -153,10 +137,10 @@ pub struct Wal {
 }
 
 impl Wal {
-    /// Opens the log in `storage`, replays every whole record that begins at or after the start, in order, and is
+    /// Opens the log in `storage`, replays every whole record that begins at or after `from`, in order, and is
     /// then ready to append after the last one. Everything replayed is durable when this returns.
     ///
-    /// `start` is a [`Start`], or the Lsn to begin from when nothing more is known. That is zero or the Lsn some append returned. Where no log was ever created, one is created if it is
+    /// `from` is zero or the Lsn some append returned. Where no log was ever created, one is created if `from` is
     /// zero; otherwise the log is missing, which is an error (see [`Wal::create`]).
     ///
     /// # Errors
@@ -165,11 +149,27 @@ impl Wal {
     pub fn open(
         storage: Arc<dyn Storage>,
         options: Options,
-        start: impl Into<Start>,
+        from: Lsn,
         replay: &mut dyn FnMut(Lsn, &[u8]) -> ReplayResult,
     ) -> Result<(Self, Appender, Replayed)> {
         options.check()?;
-        recover::open(storage, options, start.into(), replay)
+        recover::open(storage, options, from, None, replay)
+    }
+
+    /// As [`Wal::open`], for a caller who knows from elsewhere (its checkpoint) that there is a log and that everything below
+    /// `durable` was once durable in it: then a log that ends before is damaged, whatever marks it still has.
+    ///
+    /// # Errors
+    /// Those of [`Wal::open`]; a missing log is one even if `from` is zero.
+    pub fn reopen(
+        storage: Arc<dyn Storage>,
+        options: Options,
+        from: Lsn,
+        durable: Lsn,
+        replay: &mut dyn FnMut(Lsn, &[u8]) -> ReplayResult,
+    ) -> Result<(Self, Appender, Replayed)> {
+        options.check()?;
+        recover::open(storage, options, from, Some(durable), replay)
     }
 
     /// Creates an empty log that begins at `at`: for a new database, or for one restored without its log.

@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files::{Blank, LiveFile, Shared, Spare};
 use crate::format::{BadFrame, FILE_HEADER, FileHeader, FrameHeader, Kind};
 use crate::reader::{Found, Reader, survey};
-use crate::{Lsn, MAX_RECORD, Options, ReplayResult, Start, Wal};
+use crate::{Lsn, MAX_RECORD, Options, ReplayResult, Wal};
 
 /// What an open found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -47,17 +47,24 @@ struct Chain {
 pub(crate) fn open(
     storage: Arc<dyn Storage>,
     options: Options,
-    Start { from, durable }: Start,
+    from: Lsn,
+    known: Option<Lsn>,
     replay: &mut dyn FnMut(Lsn, &[u8]) -> ReplayResult,
 ) -> Result<(Wal, Appender, Replayed)> {
     let found = survey(&*storage, Some(options.salt))?;
     let covers = |found: &Found| matches!(&found.header, Ok(header) if header.first <= from);
     let Some(start) = found.iter().rposition(covers) else {
-        none_covers(&found, from, options.salt)?;
+        none_covers(&found, from, known, options.salt)?;
         let (wal, appender) = begin(storage, options, from, &found, 0)?;
         return Ok((wal, appender, Replayed { end: from, ..Replayed::default() }));
     };
-    let mut scan = Scan { found: &found, start, salt: options.salt, durable, replayed: Replayed::default() };
+    let mut scan = Scan {
+        found: &found,
+        start,
+        known: known.unwrap_or_default(),
+        salt: options.salt,
+        replayed: Replayed::default(),
+    };
     let (tail, reader) = scan.replay(from, replay)?;
     let mut replayed = scan.replayed;
     replayed.end = tail.lsn;
@@ -82,8 +89,9 @@ pub(crate) fn create(storage: Arc<dyn Storage>, options: Options, at: Lsn) -> Re
     begin(storage, options, at, &found, 0)
 }
 
-/// No file's header covers `from`. Fine where the first creation of a log was interrupted; else an error.
-fn none_covers(found: &[Found], from: Lsn, salt: u64) -> Result<()> {
+/// No file's header covers `from`. Fine where the first creation of a log was interrupted; else, and where the caller knows of
+/// a log, an error.
+fn none_covers(found: &[Found], from: Lsn, known: Option<Lsn>, salt: u64) -> Result<()> {
     if let Some(later) = found.iter().find(|found| found.header.is_ok()) {
         return Err(Error::Missing { file: file_name(later.number.saturating_sub(1)), lsn: from });
     }
@@ -93,7 +101,11 @@ fn none_covers(found: &[Found], from: Lsn, salt: u64) -> Result<()> {
             return Err(bad_header(candidate, from));
         }
     }
-    if from == Lsn(0) { Ok(()) } else { Err(Error::Missing { file: file_name(1), lsn: from }) }
+    if from == Lsn(0) && known.is_none() {
+        Ok(())
+    } else {
+        Err(Error::Missing { file: file_name(1), lsn: from })
+    }
 }
 
 fn bad_header(found: &Found, lsn: Lsn) -> Error {
@@ -114,9 +126,9 @@ fn bad_header(found: &Found, lsn: Lsn) -> Error {
 struct Scan<'a> {
     found: &'a [Found],
     start: usize,
+    /// Everything below was durable, as the caller knows from elsewhere.
+    known: Lsn,
     salt: u64,
-    /// What the caller knows to be durable.
-    durable: Lsn,
     replayed: Replayed,
 }
 
@@ -229,10 +241,10 @@ impl Scan<'_> {
         (next.number == self.found[index].number + 1).then_some(next)
     }
 
-    /// The log ends at `end` because of `bad` at `stop`: fails if a mark anywhere behind says that more was durable.
+    /// The log ends at `end` because of `bad` at `stop`: fails if the caller, or a mark anywhere behind, says that more was durable.
     fn require_torn(&self, end: Place, stop: Place, bad: BadFrame, reader: &mut Reader) -> Result<()> {
         let headers = self.found.iter().filter_map(|found| found.header.ok());
-        let mut durable = headers.map(|header| header.durable).fold(self.durable, Lsn::max);
+        let mut durable = headers.map(|header| header.durable).max().unwrap_or_default().max(self.known);
         durable = durable.max(reader.search(self.first(stop.index), stop.offset)?.mark);
         let mut headless = None;
         for (index, later) in self.found.iter().enumerate().skip(stop.index + 1) {

@@ -2,6 +2,7 @@
 
 mod api;
 mod backends;
+mod damage;
 mod full_device;
 mod moments;
 mod rescue;

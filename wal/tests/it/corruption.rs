@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use betree_storage::Storage;
 use betree_testkit::SimStorage;
-use betree_wal::{Error, Finding, Lsn, examine};
+use betree_wal::{Error, Finding, Lsn, Wal, examine};
 
 use crate::{append_all, open, open_sim, small};
 
@@ -200,6 +200,42 @@ fn after_a_seal_damage_to_the_last_record_is_no_torn_tail() {
             }
         }
     }
+}
+
+#[test]
+fn what_the_caller_knows_to_have_been_durable_counts_as_a_mark() {
+    let disk = SimStorage::new(57);
+    let mut opened = open_sim(&disk, Lsn(0));
+    let expected = append_all(&mut opened, 0, &[100, 100, 100]);
+    // Synced, but no later frame says so.
+    opened.wal.sync(opened.wal.end()).unwrap();
+    let end = opened.wal.end();
+    drop(opened);
+    let name = "log-0000000000000001";
+    let whole = disk.contents(name).unwrap();
+    let reopen = |bytes: Option<&[u8]>, durable| {
+        let disk = SimStorage::new(58);
+        bytes.iter().for_each(|bytes| disk.put(name, bytes));
+        let mut records = Vec::new();
+        Wal::reopen(disk.as_storage(), small(), Lsn(0), durable, &mut |lsn, record| {
+            records.push((lsn, record.to_vec()));
+            Ok(())
+        })
+        .map(|_| records)
+    };
+    assert_eq!(reopen(Some(&whole), end).unwrap(), expected);
+    let mut damaged = whole.clone();
+    damaged[64 + 116 * 2 + 30] ^= 1;
+    assert_eq!(reopen(Some(&damaged), expected[2].0).unwrap(), expected[..2]);
+    for durable in [Lsn(expected[2].0.0 + 1), end] {
+        let error = reopen(Some(&damaged), durable).unwrap_err();
+        assert!(matches!(error, Error::Corrupt { offset: 296, .. }), "{error}");
+    }
+    for missing in [None, Some(&whole[..0]), Some(&whole[..64])] {
+        reopen(missing, end).unwrap_err();
+    }
+    // A log is known to be there, even if nothing was in it.
+    assert!(matches!(reopen(None, Lsn(0)).unwrap_err(), Error::Missing { .. }));
 }
 
 #[test]
