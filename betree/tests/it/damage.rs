@@ -52,7 +52,7 @@ fn half_flushed() -> Arc<SimStorage> {
 #[test]
 fn damage_to_the_log_below_the_end_that_a_checkpoint_knows_is_never_a_torn_tail() {
     let disk = half_flushed();
-    let logs: Vec<_> = disk.files().into_keys().filter(|name| name.starts_with("log-")).collect();
+    let logs: Vec<_> = disk.files().into_keys().filter(|name| name.starts_with("log-0")).collect();
     let used = |name: &String| disk.contents(name).unwrap().iter().any(|b| *b != 0);
     let last = logs.iter().rfind(|name| used(name)).unwrap();
     let bytes = disk.contents(last).unwrap();
@@ -80,8 +80,8 @@ fn a_missing_log_is_an_error_though_nothing_was_ever_trimmed() {
     db.persist().unwrap();
     drop(db);
     let disk = disk.crash();
-    let log = disk.files().into_keys().find(|name| name.starts_with("log-")).unwrap();
-    assert_eq!(disk.files().keys().filter(|name| name.starts_with("log-")).count(), 1);
+    let log = disk.files().into_keys().find(|name| name.starts_with("log-0")).unwrap();
+    assert_eq!(disk.files().keys().filter(|name| name.starts_with("log-0")).count(), 1);
     let error = open(&with(&disk, &log, None)).map(drop).unwrap_err();
     assert!(matches!(error, Error::Log(_)) && error.to_string().contains("log-"), "{error}");
 }

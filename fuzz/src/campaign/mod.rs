@@ -23,7 +23,7 @@ use between::AGAIN;
 
 /// Crashes of a calm life: some dozen in two thousand operations.
 const CALM: CopyPlan =
-    CopyPlan { power_loss_every: 60, kill_every: 180, states_every: 3, spread: Spread::Random };
+    CopyPlan { power_loss_every: 90, kill_every: 270, states_every: 2, spread: Spread::Random };
 /// Runs a seed for `ops` operations.
 ///
 /// # Errors
@@ -131,6 +131,7 @@ impl Run {
 
     fn live(&mut self, kind: Kind, ops: usize) -> Result<(), String> {
         let shape = Shape::tiny(&mut self.rng);
+        let shape = if self.rng.chance(0.3) { shape.deep() } else { shape };
         let mut session = self.open(&shape).map_err(|e| format!("opening: {e}\n  {shape:?}"))?;
         self.summary.lives += 1;
         let began = session.oracle.len();
