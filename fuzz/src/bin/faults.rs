@@ -72,6 +72,7 @@ fn corrupt(seeds: Range<u64>, kind: Option<&str>) -> u64 {
                     continue;
                 }
             };
+            println!("seed {seed}: {}", victim.describe());
             let mut failures = 0;
             for damage in victim.damages(seed) {
                 if let Err(text) = victim.suffer(&damage, &mut summary) {
@@ -84,11 +85,7 @@ fn corrupt(seeds: Range<u64>, kind: Option<&str>) -> u64 {
                 CASES.fetch_add(1, Ordering::Relaxed);
             }
             let cases: u64 = summary.by_class.values().map(|counts| counts.cases).sum();
-            println!(
-                "seed {seed}: {}: {cases} cases, {failures} failed, {:.1} s",
-                victim.describe(),
-                begun.elapsed().as_secs_f64()
-            );
+            println!("  {cases} cases, {failures} failed, {:.1} s", begun.elapsed().as_secs_f64());
             failed += failures;
             total.add(&summary);
         }

@@ -219,14 +219,21 @@ impl Victim {
             .unwrap_or("log: unused space")
     }
 
-    /// Every byte of every block that is not all zeros, and one byte of each of the others' sectors.
+    /// Every byte of every structure and of every log block in use, some of each block without use.
     #[must_use]
     pub fn flips(&self) -> Vec<Damage> {
         let mut out = Vec::new();
         for (file, bytes) in &self.files {
             let of_log = if file == DATA { Vec::new() } else { log_structures(file, bytes, self.start.salt) };
             for (block, content) in bytes.chunks(BLOCK).enumerate() {
-                let step = if content.iter().all(|b| *b == 0) { 512 } else { 1 };
+                let first = block * BLOCK;
+                let unused = of_log.is_empty() && self.map.structure(first as u64) == "unused space";
+                let step = match content.iter().all(|b| *b == 0) {
+                    true => 512,
+                    // What once was a structure, and is most of a file that was written to for some time.
+                    false if unused => 16,
+                    false => 1,
+                };
                 for at in (0..content.len()).step_by(step) {
                     let at = block * BLOCK + at;
                     let structure = of_log.get(at).copied().unwrap_or_else(|| self.map.structure(at as u64));
