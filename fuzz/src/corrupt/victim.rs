@@ -44,7 +44,7 @@ impl Kind {
 
     fn ops(self) -> usize {
         match self {
-            Self::Deep => 45,
+            Self::Deep => 34,
             Self::Young => 12,
             Self::Ranges => 70,
             _ => 50,
