@@ -57,7 +57,7 @@ pub(super) fn log_structures(name: &str, bytes: &[u8], salt: u64) -> Vec<&'stati
     structures
 }
 
-fn varint(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn varint(bytes: &mut &[u8]) -> Option<u64> {
     let mut value = 0;
     for shift in (0..64).step_by(7) {
         let (&byte, rest) = bytes.split_first()?;

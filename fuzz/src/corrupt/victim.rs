@@ -247,8 +247,7 @@ impl Victim {
             }
             let last = &victim.logged[victim.logged.len() - records.len()..];
             records.iter().zip(last).all(|(record, &batch)| {
-                let count = (effective(victim.oracle.batch(batch)) as u32).to_le_bytes();
-                record.get(8..12) == Some(&count)
+                layout::varint(&mut &record[..]) == Some(effective(victim.oracle.batch(batch)) as u64)
             })
         };
         if !agree() {
