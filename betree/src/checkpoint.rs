@@ -238,6 +238,13 @@ impl Shared {
         Ok(())
     }
 
+    /// Gives back what only work to come would use: free space of the data file, and spare log files. Failures do no harm.
+    pub(crate) fn leave_little_space(&self) {
+        self.pager.foresee(0);
+        while self.pager.give_back() > 0 {}
+        self.wal.remove_spares();
+    }
+
     /// Queues the writes of all nodes without a place and of the catalog. Where the catalog lies.
     fn write_pages(&self, catalog: &mut Catalog, roots: &[Arc<Node>], io: &mut TaskIo) -> Result<NodePlace> {
         let mut writer = PageWriter { shared: self, io };

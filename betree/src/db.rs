@@ -364,7 +364,7 @@ impl Db {
         self.shared().run_one_task()
     }
 
-    /// Flushes, checkpoints, and ends background work. Other handles then answer [`Error::Closed`].
+    /// Flushes, checkpoints, gives free space back to the file system, and ends background work. Other handles then answer [`Error::Closed`].
     ///
     /// # Errors
     /// Those of the device; background work has ended all the same.
@@ -375,6 +375,8 @@ impl Db {
         };
         self.handle.stop();
         result?;
-        self.shared().seal_log()
+        let shared = self.shared();
+        shared.leave_little_space();
+        shared.seal_log()
     }
 }

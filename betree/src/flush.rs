@@ -13,6 +13,7 @@ use betree_pager::{Extent, Pager, PagerIo};
 use betree_storage::AlignedBuf;
 
 use crate::Result;
+use crate::garbage::Probe;
 use crate::merge::Merge;
 use crate::node::{Leaf, Node, Target};
 use crate::options::TreeOptions;
@@ -230,9 +231,12 @@ pub(crate) fn flush_to_leaf(
     } else {
         let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
         let deltas = leaf.delta_bytes() + arriving;
-        let limit = leaf.base_bytes() * options.leaf_delta_percent as u64 / 100;
-        let compact =
-            force || leaf.base.is_none() || deltas >= limit || leaf.deltas.len() >= options.max_runs;
+        let share = |percent: usize| leaf.base_bytes() * percent as u64 / 100;
+        let compact = force
+            || leaf.base.is_none()
+            || deltas >= share(options.leaf_delta_percent)
+            || leaf.garbage > share(options.leaf_garbage_percent)
+            || leaf.deltas.len() >= options.max_runs;
         if compact {
             compact_leaf(shared, state, site, leaf, &pending, io)?
         } else {
@@ -316,7 +320,9 @@ fn add_delta(
     let spans = merge.spans();
     shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, state.tree, &shared.counters.flush_written);
+    let mut probe = Probe::new(leaf.base.as_deref());
     while let Some(message) = merge.step()? {
+        probe.see(&shared.pager, message)?;
         writer.push(message)?;
     }
     let segments = writer.cut()?;
@@ -327,7 +333,7 @@ fn add_delta(
     if !run.is_empty() {
         deltas.push(Arc::new(run));
     }
-    Ok(vec![(None, Leaf::new(leaf.base.clone(), deltas))])
+    Ok(vec![(None, Leaf::with_garbage(leaf.base.clone(), deltas, leaf.garbage + probe.garbage))])
 }
 
 /// Merges everything of the leaf and everything pending for it into one base, or the bases of several leaves.

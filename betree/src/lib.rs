@@ -14,6 +14,7 @@ mod filter;
 mod flush;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;
+mod garbage;
 mod get;
 mod hash;
 mod iter;

@@ -68,11 +68,18 @@ pub(crate) struct Leaf {
     pub base: Option<Arc<Run>>,
     /// Oldest first.
     pub deltas: Vec<Arc<Run>>,
+    /// Estimate of the bytes of the base that the deltas overwrite or delete, and of the deletes among them. Never stored: after
+    /// opening it counts from nothing again.
+    pub garbage: u64,
 }
 
 impl Leaf {
     pub(crate) fn new(base: Option<Arc<Run>>, deltas: Vec<Arc<Run>>) -> Arc<Leaf> {
-        Arc::new(Leaf { id: LeafId::fresh(), base: base.filter(|r| !r.is_empty()), deltas })
+        Leaf::with_garbage(base, deltas, 0)
+    }
+
+    pub(crate) fn with_garbage(base: Option<Arc<Run>>, deltas: Vec<Arc<Run>>, garbage: u64) -> Arc<Leaf> {
+        Arc::new(Leaf { id: LeafId::fresh(), base: base.filter(|r| !r.is_empty()), deltas, garbage })
     }
 
     /// Its runs, newest first.

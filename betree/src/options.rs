@@ -34,7 +34,7 @@ pub struct Options {
     /// work. Default 512 MiB, at least 1 MiB. More memory means fewer device reads and larger, rarer flushes.
     /// The log's mapped files (about two [`Options::log_file_bytes`]) come on top, in the operating system's page cache.
     pub memory: usize,
-    /// Size at which a memtable is frozen. Default: an eighth of `memory`, at most 64 MiB. Larger memtables lower write
+    /// Size at which a memtable is frozen. Default: a sixth of `memory`, at most 64 MiB. Larger memtables lower write
     /// amplification, and lengthen recovery. Up to two frozen ones wait for background work beside the active one.
     pub memtable_bytes: Option<usize>,
     /// What a write promises when nothing else is said. Default [`Durability::Buffered`].
@@ -78,14 +78,17 @@ pub struct TreeOptions {
     /// Most children of a node (F ≈ B^ε: the ε of the Bε-tree). Default 64. A larger fanout makes the tree flatter and reads
     /// cheaper, and each flush smaller.
     pub fanout: usize,
-    /// Size to which leaves are cut, in bytes. Default 2 MiB. Larger leaves mean less trunk memory and larger compactions.
+    /// Size to which leaves are cut, in bytes. Default 4 MiB. Larger leaves mean less trunk memory and larger compactions.
     pub leaf_bytes: usize,
-    /// Most runs a child may have waiting in its parent's buffer (K). Default 8. More runs lower write
+    /// Most runs a child may have waiting in its parent's buffer, and most delta runs of a leaf (K). Default 10. More runs lower write
     /// amplification; a cold read of an absent key asks one filter for each.
     pub max_runs: usize,
-    /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 50. Larger means less
-    /// write amplification, more space, and more runs to look at.
+    /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 120. Larger means less
+    /// write amplification, and more runs to look at.
     pub leaf_delta_percent: usize,
+    /// A leaf is compacted when what its delta runs overwrite or delete exceeds this share of its base, in percent. Default 40.
+    /// Larger means less write amplification of overwrites and deletes, and more space.
+    pub leaf_garbage_percent: usize,
     /// Size of a data page in bytes, a multiple of 4096. Default 4096. Larger pages read more per cold get and
     /// make scans and compaction a little cheaper.
     pub page_bytes: usize,
@@ -100,9 +103,10 @@ impl Default for TreeOptions {
     fn default() -> Self {
         TreeOptions {
             fanout: 64,
-            leaf_bytes: 2 << 20,
-            max_runs: 8,
-            leaf_delta_percent: 50,
+            leaf_bytes: 4 << 20,
+            max_runs: 10,
+            leaf_delta_percent: 120,
+            leaf_garbage_percent: 40,
             page_bytes: 4096,
             segment_bytes: 1 << 20,
             filter_bits: 12,

@@ -25,6 +25,7 @@ impl Shape {
         tree.leaf_bytes = tree.page_bytes * rng.between(1, 4) as usize;
         tree.max_runs = rng.between(1, 8) as usize;
         tree.leaf_delta_percent = [10, 50, 200][rng.index(3)];
+        tree.leaf_garbage_percent = [5, 40, 1000][rng.index(3)];
         tree.filter_bits = [0, 10][rng.index(2)];
         let mut options = Options::default();
         options.memory = 1 << 20;

@@ -149,11 +149,13 @@ impl Pager {
         self.0.space.reserve_bytes()
     }
 
-    /// Gives all free space back to the device but what was promised and the reserve: when others need it. What is free now is free for the durable
-    /// checkpoint as well.
-    pub fn give_back(&self) {
+    /// Gives free space back to the device, all but what was promised and the reserve: when others need it, and when the database is left
+    /// alone. What is free now is free for the durable checkpoint as well. Returns the bytes given back: the largest free ranges go first,
+    /// a bounded number at a time.
+    pub fn give_back(&self) -> u64 {
         let given = self.0.space.give_back(Keep::Least, |state| self.0.storage.reached(state));
         self.0.counters.given_back_bytes.fetch_add(given, Relaxed);
+        given
     }
 
     fn claim(&self, len: usize, claim: Claim) -> Result<Extent> {
