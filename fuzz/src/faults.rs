@@ -75,7 +75,7 @@ pub fn run(seed: u64, ops: usize, trouble: Trouble) -> Result<Summary, String> {
 }
 
 /// How the checker names pages and superblocks that are not what was written.
-const LIES_SHOWN: [&str; 3] =
+pub(crate) const LIES_SHOWN: [&str; 3] =
     ["page.checksum_in_parent", "page.sealed: the catalog", "superblock.newest_valid_wins"];
 
 struct Life {

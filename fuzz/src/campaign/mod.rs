@@ -16,7 +16,7 @@ use betree_testkit::{
     Cause, CopyPlan, DiskCopy, FaultKind, NAMED_STATES, Op, Oracle, Rng, SimStorage, Spread, Workload,
 };
 
-use crate::faults::{Trouble, located, set_trouble, settle_attempt};
+use crate::faults::{LIES_SHOWN, Trouble, located, set_trouble, settle_attempt};
 use crate::verify::{Crash, Depth, verify};
 use crate::{Failure, Session, Shape, Summary, guarded};
 use between::AGAIN;
@@ -215,7 +215,7 @@ impl Run {
                 Err(Failure::Engine(_)) if self.disk.is_gone() => return Ok(Ended::Cut),
                 // The checker is there to find what the disk lied about.
                 Err(Failure::Broken(text))
-                    if kind == Kind::Lying && text.contains("page.checksum_in_parent") =>
+                    if kind == Kind::Lying && LIES_SHOWN.iter().any(|name| text.contains(name)) =>
                 {
                     self.summary.corruption += 1;
                     continue;
