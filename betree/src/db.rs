@@ -45,6 +45,9 @@ impl Handle {
                 spawn(format!("betree-{i}"), Shared::work);
             }
             spawn("betree-log".into(), Shared::keep_log);
+            if shared.options.sync_interval.is_some() {
+                spawn("betree-sync".into(), Shared::keep_synced);
+            }
         }
         Arc::new(Handle { shared, threads: Mutex::new(threads) })
     }

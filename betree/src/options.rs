@@ -92,9 +92,9 @@ pub struct TreeOptions {
     /// Size of a data page in bytes, a multiple of 4096. Default 4096. Larger pages read more per cold get and
     /// make scans and compaction a little cheaper.
     pub page_bytes: usize,
-    /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 1 MiB.
+    /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 2 MiB.
     pub segment_bytes: usize,
-    /// Bits of filter per key. Default 12: in about 0.4 % of the cases a run is searched in vain for a key that it
+    /// Bits of filter per key. Default 16: in about 0.1 % of the cases a run is searched in vain for a key that it
     /// does not have. 0 means no filter. More bits take memory from the cache.
     pub filter_bits: usize,
 }
@@ -108,8 +108,8 @@ impl Default for TreeOptions {
             leaf_delta_percent: 120,
             leaf_garbage_percent: 40,
             page_bytes: 4096,
-            segment_bytes: 1 << 20,
-            filter_bits: 12,
+            segment_bytes: 2 << 20,
+            filter_bits: 16,
         }
     }
 }

@@ -188,7 +188,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         storage,
         pager,
         wal,
-        commit: Mutex::new(Commit { appender, next, allowance: 0 }),
+        commit: Mutex::new(Commit { appender, next, allowance: 0, spent: 0 }),
         room: Condvar::new(),
         visible: AtomicU64::new(next.0 - 1),
         unpaid: AtomicU64::new(0),

@@ -37,6 +37,11 @@ const PER_MEMTABLE: u64 = 16 << 10;
 /// Bytes of a segment on a full device, beside one page.
 const SHORT_SEGMENT: usize = 28 << 10;
 
+/// Most that a writer has promised to it at once.
+const STEP: u64 = 4 << 20;
+/// How many times what was spent since the last look is promised ahead, two memtables' worth at most: a fifth of a second at full speed.
+const AHEAD: u64 = 64;
+
 /// What a batch consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Nature {
@@ -83,7 +88,7 @@ impl Shared {
     #[cold]
     fn secure_slow(&self, commit: &mut Commit, cost: u64, nature: Nature) -> Result<Means> {
         let least = cost - commit.allowance;
-        let step = least.max((self.memtable_bytes as u64 / 4).clamp(64 << 10, 4 << 20));
+        let step = least.max((self.memtable_bytes as u64 / 4).clamp(64 << 10, STEP));
         let result = match self.pager.promise(step) {
             Ok(()) => Ok(step),
             Err(error) if error.is_no_space() && least < step => self.pager.promise(least).map(|()| least),
@@ -109,6 +114,37 @@ impl Shared {
         }
     }
 
+    /// Promises for what writers will soon need, from the log's thread: growing the file may wait for the file system's journal, which a
+    /// writer under the commit lock should not. `before` is what had been spent at the last call. Writers that rest give back what they did
+    /// not use.
+    pub(crate) fn promise_ahead(&self, before: &mut u64) {
+        let (allowance, spent) = {
+            let commit = self.commit.lock();
+            (commit.allowance, commit.spent)
+        };
+        let ahead = (AHEAD * (spent - *before)).min(2 * self.memtable_bytes as u64);
+        *before = spent;
+        if ahead == 0 {
+            self.release_allowance(STEP);
+        } else if allowance < ahead / 2
+            && !self.scheduler.squeezing()
+            && self.pager.promise(ahead / 2).is_ok()
+        {
+            self.commit.lock().allowance += ahead / 2;
+        }
+    }
+
+    /// Takes back what was promised beyond `keep` bytes and not charged yet.
+    pub(crate) fn release_allowance(&self, keep: u64) {
+        let mut commit = self.commit.lock();
+        let over = commit.allowance.saturating_sub(keep);
+        commit.allowance -= over;
+        drop(commit);
+        if over > 0 {
+            self.pager.release_promise(over);
+        }
+    }
+
     /// The options by which a run is written: short segments while the device is full, since what is free then may lie scattered in short
     /// pieces. Later compactions make longer ones of them.
     pub(crate) fn writing_options(&self, mut tree: crate::TreeOptions) -> crate::TreeOptions {
@@ -131,6 +167,7 @@ impl Shared {
         match means {
             Means::Promise => {
                 commit.allowance -= cost;
+                commit.spent += cost;
                 head.charge.promised.fetch_add(cost, Relaxed);
             }
             Means::Reserve => {

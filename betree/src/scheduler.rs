@@ -83,6 +83,7 @@ pub(crate) struct Scheduler {
     inner: Mutex<Inner>,
     wake: Condvar,
     ended: Condvar,
+    stopped: Condvar,
 }
 
 impl Scheduler {
@@ -97,6 +98,7 @@ impl Scheduler {
         self.inner.lock().stop = true;
         self.wake.notify_all();
         self.ended.notify_all();
+        self.stopped.notify_all();
     }
 
     /// The error that keeps background work from going on, if any.
@@ -425,21 +427,35 @@ impl Shared {
         }
     }
 
-    /// Keeps the log going until told to stop: windows prepared ahead, the background sync, the bound on its length.
+    /// Keeps writers going until told to stop: windows of the log prepared ahead, space promised ahead, the bound on the log's length.
     pub(crate) fn keep_log(&self) {
         let tick = self.options.sync_interval.unwrap_or(IDLE_LOOK).min(IDLE_LOOK);
-        let mut synced = Instant::now();
+        let mut spent = 0;
         while !self.scheduler.inner.lock().stop {
             if self.wal.wait_for_work(tick) && self.wal.prepare().is_err() {
                 // A full device shows in the next append; a failed one poisons the log. Either way there is no hurry.
                 thread::sleep(FULL_DEVICE_PAUSE);
             }
             self.relieve_log();
-            if self.options.sync_interval.is_some_and(|interval| synced.elapsed() >= interval) {
-                if self.poison.check().is_ok() {
-                    let _ = self.sync_log(self.wal.end());
+            self.promise_ahead(&mut spent);
+        }
+    }
+
+    /// Syncs the log every `sync_interval` until told to stop. A thread of its own: a sync may take longer than the prepared windows last.
+    pub(crate) fn keep_synced(&self) {
+        let Some(interval) = self.options.sync_interval else { return };
+        loop {
+            {
+                let mut inner = self.scheduler.inner.lock();
+                if !inner.stop {
+                    self.scheduler.stopped.wait_for(&mut inner, interval);
                 }
-                synced = Instant::now();
+                if inner.stop {
+                    return;
+                }
+            }
+            if self.poison.check().is_ok() {
+                let _ = self.sync_log(self.wal.end());
             }
         }
     }
@@ -464,6 +480,7 @@ impl Shared {
         if !self.scheduler.inner.lock().squeeze {
             return;
         }
+        self.release_allowance(0);
         for state in self.states() {
             let due = || state.peek().heads.len() == 1 && !state.peek().heads[0].table.is_empty();
             if due() {

@@ -32,6 +32,8 @@ pub(crate) struct Commit {
     pub next: Seqno,
     /// Bytes of space promised and not yet charged to a memtable.
     pub allowance: u64,
+    /// Bytes charged to memtables so far.
+    pub spent: u64,
 }
 
 /// The keyspaces that exist.
