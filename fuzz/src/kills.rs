@@ -3,7 +3,7 @@
 //! The writer (`write_until_killed`) runs in a process of its own and never ends by itself. Each of its threads commits numbered batches
 //! to key ranges of its own, and after each commit writes the number into the file of acknowledgements: a page cache that
 //! survives the process, outside of the database. What a thread's part of the database contains after batch n is a function of n
-//! ([`Model`]), so the parent needs no copy of what was written: it opens the database after each kill, finds every thread's last
+//! (`Model`), so the parent needs no copy of what was written: it opens the database after each kill, finds every thread's last
 //! batch, requires it to be the acknowledged one or the one after it (the batch in flight; one more for each life that nobody looked at),
 //! and compares everything.
 //!
