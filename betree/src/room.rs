@@ -118,6 +118,10 @@ impl Shared {
     /// writer under the commit lock should not. `before` is what had been spent at the last call. Writers that rest give back what they did
     /// not use.
     pub(crate) fn promise_ahead(&self, before: &mut u64) {
+        // Small memtables need small steps, and small devices need their space.
+        if (self.memtable_bytes as u64) < 4 * STEP {
+            return;
+        }
         let (allowance, spent) = {
             let commit = self.commit.lock();
             (commit.allowance, commit.spent)
