@@ -225,11 +225,11 @@ fn what_the_caller_knows_to_have_been_durable_counts_as_a_mark() {
     };
     assert_eq!(reopen(Some(&whole), end).unwrap(), expected);
     let mut damaged = whole.clone();
-    damaged[64 + 116 * 2 + 30] ^= 1;
+    damaged[64 + 112 * 2 + 30] ^= 1;
     assert_eq!(reopen(Some(&damaged), expected[2].0).unwrap(), expected[..2]);
     for durable in [Lsn(expected[2].0.0 + 1), end] {
         let error = reopen(Some(&damaged), durable).unwrap_err();
-        assert!(matches!(error, Error::Corrupt { offset: 296, .. }), "{error}");
+        assert!(matches!(error, Error::Corrupt { offset: 288, .. }), "{error}");
     }
     for missing in [None, Some(&whole[..0]), Some(&whole[..64])] {
         reopen(missing, end).unwrap_err();
