@@ -25,6 +25,9 @@ use crate::phases::{Event, PhaseName, PhaseResult, RunSpec};
 use crate::report::{Comparison, EngineRun};
 use crate::{plot, report};
 
+/// Tells mimalloc not to ask for huge pages: they take memory that no engine asked for, and a small limit is over before it is used.
+const NO_HUGE_PAGES: (&str, &str) = ("MIMALLOC_ALLOW_THP", "0");
+
 /// Set by the first interrupt; the loops end at the next child's death, and the guards put the machine back.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// The running child, for the interrupt to end; 0 if there is none.
@@ -298,6 +301,7 @@ impl Stage<'_> {
 
     fn read_events(&self, spec: &RunSpec, bar: &ProgressBar) -> Result<PhaseResult> {
         let mut child = Command::new(std::env::current_exe()?)
+            .env(NO_HUGE_PAGES.0, NO_HUGE_PAGES.1)
             .arg("run-one")
             .arg(serde_json::to_string(spec)?)
             .stdin(Stdio::null())

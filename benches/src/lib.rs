@@ -23,4 +23,5 @@ pub mod report;
 pub mod series;
 
 /// The name of the allocator that the Rust engines use in this build.
-pub const ALLOCATOR: &str = if cfg!(feature = "mimalloc") { "mimalloc" } else { "the system's" };
+pub const ALLOCATOR: &str =
+    if cfg!(feature = "mimalloc") { "mimalloc without huge pages" } else { "the system's" };

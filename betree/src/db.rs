@@ -183,7 +183,7 @@ impl Db {
             }
             let id = KeyspaceId(keyspaces.next_id);
             keyspaces.next_id += 1;
-            let tree = options.tree.unwrap_or(shared.options.tree);
+            let tree = options.tree.unwrap_or(shared.options.tree).within(shared.options.memory);
             let flushed = crate::Seqno(commit.next.0 - 1);
             let state = recovery::new_state(shared, id, name, options.merge_operator.clone(), tree, flushed);
             keyspaces.by_name.insert(name.to_string(), state.clone());

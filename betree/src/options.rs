@@ -78,7 +78,7 @@ pub struct TreeOptions {
     /// Most children of a node (F ≈ B^ε: the ε of the Bε-tree). Default 64. A larger fanout makes the tree flatter and reads
     /// cheaper, and each flush smaller.
     pub fanout: usize,
-    /// Size to which leaves are cut, in bytes. Default 4 MiB. Larger leaves mean less trunk memory and larger compactions.
+    /// Size to which leaves are cut, in bytes. Default 4 MiB, and at most a 24th of the memory budget (or 512 KiB). Larger leaves mean less trunk memory and larger compactions.
     pub leaf_bytes: usize,
     /// Most runs a child may have waiting in its parent's buffer, and most delta runs of a leaf (K). Default 10. More runs lower write
     /// amplification; a cold read of an absent key asks one filter for each.
@@ -92,7 +92,8 @@ pub struct TreeOptions {
     /// Size of a data page in bytes, a multiple of 4096. Default 4096. Larger pages read more per cold get and
     /// make scans and compaction a little cheaper.
     pub page_bytes: usize,
-    /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 2 MiB.
+    /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 2 MiB, and at most a 64th of the
+    /// memory budget (or 256 KiB).
     pub segment_bytes: usize,
     /// Bits of filter per key. Default 16: in about 0.1 % of the cases a run is searched in vain for a key that it
     /// does not have. 0 means no filter. More bits take memory from the cache.
@@ -111,6 +112,16 @@ impl Default for TreeOptions {
             segment_bytes: 2 << 20,
             filter_bits: 16,
         }
+    }
+}
+
+impl TreeOptions {
+    /// The same, with leaves and segments no larger than the buffers of background work may be within a budget of `memory` bytes: a
+    /// worker has several segments in flight, and as many pieces of a leaf as it merges.
+    pub(crate) fn within(mut self, memory: usize) -> TreeOptions {
+        self.segment_bytes = self.segment_bytes.min((memory / 64).max(256 << 10));
+        self.leaf_bytes = self.leaf_bytes.min((memory / 24).max(512 << 10));
+        self
     }
 }
 

@@ -101,8 +101,9 @@ pub(crate) fn operators(given: &[Arc<dyn MergeOperator>]) -> HashMap<String, Arc
 
 /// See the module's text.
 pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Shared>> {
-    let Builder { options, operators } = builder;
+    let Builder { mut options, operators } = builder;
     let memtable_bytes = check_options(&options)?;
+    options.tree = options.tree.within(options.memory);
     let operators = self::operators(&operators);
 
     let lock = storage.lock()?;
