@@ -14,6 +14,12 @@ impl Poison {
         let _ = self.0.set(cause.to_string());
     }
 
+    /// Records the failure before a write that had no effect yet: its writer is told what every writer after it is told.
+    pub(crate) fn refuse(&self, cause: &Error) -> Error {
+        self.set(cause);
+        Error::Poisoned { cause: self.cause().unwrap_or_default().to_string() }
+    }
+
     /// Records a failed assert in background work.
     pub(crate) fn set_panicked(&self) {
         let _ = self.0.set("background work panicked".to_string());

@@ -107,10 +107,7 @@ impl Shared {
                 }
                 Err(error)
             }
-            Err(error) => {
-                self.poison.set(&error);
-                Err(error)
-            }
+            Err(error) => Err(self.poison.refuse(&error)),
         }
     }
 

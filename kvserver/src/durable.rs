@@ -63,13 +63,21 @@ impl Durable {
     }
 
     /// A ticket for something just read, if it may not be durable. Draws a new one only if a group is writing just now (it
-    /// has no ticket yet): otherwise readers alone would keep the syncing going for ever.
+    /// has no ticket yet): otherwise readers alone would keep the syncing going for ever. None either once a sync has failed:
+    /// no later one can succeed, writes are refused from then on, and reads are served with what the log took before.
     pub fn draw_for_read(&self) -> Option<u64> {
+        let covered = {
+            let done = self.done.borrow();
+            if done.failure.is_some() {
+                return None;
+            }
+            done.ticket
+        };
         if self.writing.load(SeqCst) > 0 {
             return Some(self.draw());
         }
         let drawn = self.drawn.load(SeqCst);
-        (drawn > self.done.borrow().ticket).then_some(drawn)
+        (drawn > covered).then_some(drawn)
     }
 
     /// Waits until a sync covers the ticket.
@@ -114,5 +122,30 @@ impl Durable {
     pub fn stop(&self) {
         self.wanted.lock().stop = true;
         self.wake.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_wait_for_writes_before_them_and_for_none_once_a_sync_has_failed() {
+        let durable = Durable::default();
+        assert_eq!(durable.draw_for_read(), None);
+        let ticket = durable.draw();
+        assert_eq!(durable.draw_for_read(), Some(ticket));
+        durable.done.send_modify(|done| done.ticket = ticket);
+        assert_eq!(durable.draw_for_read(), None);
+        let writing = durable.writing();
+        assert!(durable.draw_for_read() > Some(ticket));
+        drop(writing);
+        durable.done.send_modify(|done| done.failure = Some(betree::Error::Closed));
+        // A write that is refused after that draws a ticket, too, and no sync will ever cover it.
+        let writing = durable.writing();
+        durable.draw();
+        assert_eq!(durable.draw_for_read(), None);
+        drop(writing);
+        assert_eq!(durable.draw_for_read(), None);
     }
 }
