@@ -1,7 +1,8 @@
 //! A cursor over one run through the page cache, in either direction, with read-ahead.
 //!
-//! Single pages come through the cache. After a few pages in one direction the cursor changes to chunks: large reads past
-//! the cache that grow from 64 KiB to 1 MiB, the next one on its way while this one is consumed (forward). Owned by an iterator.
+//! Single pages come through the cache; as many as the iterator expects to need were read there together when it began. After them, and a few
+//! more in one direction, the cursor changes to chunks: large reads past the cache that grow from 64 KiB to 1 MiB, the next one on its way
+//! while this one is consumed (forward). Owned by an iterator.
 
 use std::sync::Arc;
 
@@ -14,8 +15,10 @@ use crate::page::PageRef;
 use crate::run::Run;
 use crate::segment::{Meta, PageAt};
 
-/// Pages read one by one before chunks begin.
+/// Pages read one by one before chunks begin, if no more were read together.
 const SINGLE_PAGES: usize = 4;
+/// Most pages of one run that are read together when an iterator begins.
+pub(crate) const MOST_TOGETHER: usize = 16;
 const FIRST_CHUNK: usize = 64 << 10;
 const LARGEST_CHUNK: usize = 1 << 20;
 
@@ -59,6 +62,8 @@ pub(crate) struct RunCursor {
     valid: bool,
     /// Pages entered in sequence since the last seek.
     in_sequence: usize,
+    /// Pages read one by one before chunks begin.
+    single_pages: usize,
     chunk: Option<Chunk>,
     chunk_bytes: usize,
     io: Option<PagerIo>,
@@ -80,6 +85,7 @@ impl RunCursor {
             key: Vec::new(),
             valid: false,
             in_sequence: 0,
+            single_pages: SINGLE_PAGES,
             chunk: None,
             chunk_bytes: FIRST_CHUNK,
             io: None,
@@ -128,25 +134,47 @@ impl RunCursor {
             len: segment.meta_len,
             expected: segment.meta_crc,
             kind: PageKind::Meta,
+            keep: true,
         })
     }
 
-    /// The data page that a seek needs, now that its meta block is there.
-    pub(crate) fn page_wanted(&self, seek: Seek<'_>, meta: Page) -> Result<Option<PagerPageRef<'_>>> {
-        let Some(index) = self.segment_for(seek) else { return Ok(None) };
-        let segment = &self.run.segments[index];
-        let meta = Meta::parse(meta, segment.extent.offset(), segment.data_len)?;
-        let page = match seek {
-            Seek::At(key) | Seek::Before(Some(key)) => meta.page_of(key),
-            Seek::Before(None) => meta.pages() - 1,
+    /// The data page that a seek needs, now that its meta block is there, and up to `count - 1` pages behind it in its segment.
+    pub(crate) fn pages_wanted(
+        &mut self,
+        seek: Seek<'_>,
+        meta: Page,
+        count: usize,
+    ) -> Result<impl Iterator<Item = PagerPageRef<'_>>> {
+        self.single_pages = SINGLE_PAGES.max(count);
+        let segment = self.segment_for(seek).map(|index| &self.run.segments[index]);
+        let meta = segment.map(|s| Meta::parse(meta, s.extent.offset(), s.data_len)).transpose()?;
+        let pages = match (seek, &meta) {
+            (_, None) => 0..0,
+            (Seek::At(key), Some(meta)) => {
+                let first = meta.page_of(key);
+                first..(first + count).min(meta.pages())
+            }
+            (Seek::Before(key), Some(meta)) => {
+                let last = key.map_or(meta.pages() - 1, |key| meta.page_of(key));
+                (last + 1).saturating_sub(count)..last + 1
+            }
         };
-        Ok(meta.place(page).map(|place| PagerPageRef {
-            extent: &segment.extent,
-            at: place.at,
-            len: place.len,
-            expected: place.crc,
-            kind: PageKind::Data,
+        Ok(pages.filter_map(move |page| {
+            let (segment, place) = (segment?, meta.as_ref()?.place(page)?);
+            Some(PagerPageRef {
+                extent: &segment.extent,
+                at: place.at,
+                len: place.len,
+                expected: place.crc,
+                kind: PageKind::Data,
+                keep: true,
+            })
         }))
+    }
+
+    /// Bytes of the run's data pages with keys in `low..high`, about.
+    pub(crate) fn bytes_in(&self, low: &[u8], high: Option<&[u8]>) -> u64 {
+        self.run.bytes_in(low, high)
     }
 
     /// Seeks as told; afterwards only the direction's own step may be used.
@@ -248,7 +276,7 @@ impl RunCursor {
         let place = self.place(page)?;
         self.page = page;
         self.in_sequence += 1;
-        if self.in_sequence > SINGLE_PAGES {
+        if self.in_sequence > self.single_pages {
             self.open_in_chunk(page, place, forward)?;
         } else {
             let segment = self.run.segments[self.segment].clone();

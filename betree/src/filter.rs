@@ -36,6 +36,14 @@ pub(crate) fn add(filter: &mut [u8], hash: u64) {
     }
 }
 
+/// Asks the processor for the line of the hash.
+#[inline]
+pub(crate) fn prefetch(filter: &[u8], hash: u64) {
+    if let Some(line) = filter.get(line_of(hash, filter.len() / LINE) * LINE..) {
+        crate::prefetch::bytes(line.as_ptr(), 1);
+    }
+}
+
 /// Whether the key of `hash` may have been added. An empty filter says yes.
 pub(crate) fn may_contain(filter: &[u8], hash: u64) -> bool {
     if filter.len() < LINE {

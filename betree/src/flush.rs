@@ -289,7 +289,8 @@ fn by_reference(site: &Site, leaf: &Leaf, pending: &[Arc<Run>], options: &TreeOp
     let mut part_bytes = 0;
     let finish = |part: &mut Vec<Arc<Segment>>| {
         let segments = std::mem::take(part);
-        Leaf::new(Some(Arc::new(Run { segments, spans: Spans::default(), first, last })), Vec::new())
+        let run = Run { segments, spans: Spans::default(), first, last };
+        Leaf::of_base(Some(Arc::new(run)), leaf.settled)
     };
     for segment in segments {
         if part_bytes > 0 && part_bytes + u64::from(segment.data_len) > options.leaf_bytes as u64 {
@@ -333,7 +334,8 @@ fn add_delta(
     if !run.is_empty() {
         deltas.push(Arc::new(run));
     }
-    Ok(vec![(None, Leaf::with_garbage(leaf.base.clone(), deltas, leaf.garbage + probe.garbage))])
+    let garbage = leaf.garbage + probe.garbage;
+    Ok(vec![(None, Leaf::new(leaf.base.clone(), deltas, garbage, leaf.settled))])
 }
 
 /// Merges everything of the leaf and everything pending for it into one base, or the bases of several leaves.
@@ -363,8 +365,10 @@ fn compact_leaf(
     let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.compact_written);
     let mut new: NewLeaves = Vec::new();
     let mut low: Option<Vec<u8>> = None;
+    let settled = last.max(leaf.settled);
     let leaf_of = |segments| {
-        Leaf::new(Some(Arc::new(Run { segments, spans: Spans::default(), first, last })), Vec::new())
+        let run = Run { segments, spans: Spans::default(), first, last };
+        Leaf::of_base(Some(Arc::new(run)), settled)
     };
     while let Some(message) = merge.step()? {
         if writer.run_bytes() >= part_bytes {

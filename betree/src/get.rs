@@ -1,7 +1,8 @@
 //! Point reads: the path of one key, newest first, until something decides.
 //!
-//! memtables → for each node of the path the runs above the child's cursor → deltas → base. Each run answers by key range, filter, page index, page;
-//! so a key that is not in a run usually costs no data page. One hash per read.
+//! memtables → row cache → for each node of the path the runs above the child's cursor → deltas → base. Each run answers by key range, filter, page
+//! index, page; so a key that is not in a run usually costs no data page. One hash per read. A row that was cached stands for all runs
+//! but those that hold anything newer (`rows`); what a read found in a page becomes a row.
 
 use std::sync::Arc;
 
@@ -15,23 +16,41 @@ use crate::node::Target;
 use crate::operands;
 use crate::operator::MergeOperator;
 use crate::page::PageRef;
+use crate::pins::Pins;
+use crate::rows::{RowKey, Rows};
 use crate::run::Run;
 use crate::segment::{Meta, PageAt, Segment};
-use crate::types::Seqno;
+use crate::types::{KeyspaceId, Seqno};
 use crate::view::View;
 use crate::{Error, Result};
+
+/// Where reads of one keyspace look beside its view.
+#[derive(Clone, Copy)]
+pub(crate) struct Reader<'a> {
+    pub pager: &'a Pager,
+    pub pins: &'a Arc<Pins>,
+    pub rows: &'a Rows,
+    pub keyspace: KeyspaceId,
+}
 
 /// A page that a lookup needs to go on.
 pub(crate) struct Want<'a> {
     segment: &'a Segment,
     place: PageAt,
     kind: PageKind,
+    keep: bool,
 }
 
 impl<'a> Want<'a> {
-    fn meta(segment: &'a Segment) -> Want<'a> {
+    /// Meta blocks that the segment will hold do not go into the page cache as well.
+    fn meta(segment: &'a Segment, pins: &Pins) -> Want<'a> {
         let place = PageAt { at: segment.data_len, len: segment.meta_len, crc: segment.meta_crc };
-        Want { segment, place, kind: PageKind::Meta }
+        Want { segment, place, kind: PageKind::Meta, keep: !pins.has_room(segment.meta_len as usize) }
+    }
+
+    /// Whether this is the page. It need not be what the lookup stopped for: another may have had the segment hold its meta block meanwhile.
+    fn is(&self, page: &Page) -> bool {
+        (page.kind(), page.len(), page.checksum()) == (self.kind, self.place.len as usize, self.place.crc)
     }
 
     fn reference(&self) -> PagerPageRef<'a> {
@@ -41,56 +60,105 @@ impl<'a> Want<'a> {
             len: self.place.len,
             expected: self.place.crc,
             kind: self.kind,
+            keep: self.keep,
         }
     }
 }
 
+/// A run on the path, and its only segment that may have the key.
+struct Step<'a> {
+    run: &'a Arc<Run>,
+    segment: Option<&'a Arc<Segment>>,
+}
+
 /// A lookup of one key that can stop for a page and go on when it is there.
 pub(crate) struct Lookup<'a> {
-    key: &'a [u8],
-    hash: u64,
-    /// Runs of the path, newest first.
-    runs: Vec<&'a Arc<Run>>,
+    view: &'a View,
+    reader: Reader<'a>,
+    key: RowKey<'a>,
+    /// What the row cache has for the key, and as of when. Then `path` has the runs that hold anything newer.
+    row: Option<(Seqno, Bytes)>,
+    /// Newest first.
+    path: Vec<Step<'a>>,
     next: usize,
     meta: Option<Meta>,
     /// Operands met so far, newest first.
     operands: Vec<Bytes>,
+    /// How many of them were in memtables.
+    fresh: usize,
+    /// What decided.
+    base: Option<Base>,
 }
 
 /// How far a lookup came.
 pub(crate) enum Progress<'a> {
-    Found(Base),
-    Nothing,
+    Done,
     Need(Want<'a>),
 }
 
+/// What decides, and the operands above it, newest first.
+pub(crate) type Found = (Option<Base>, Vec<Bytes>);
+
+/// The runs on the path of `key` that may say something of it newer than `than`, newest first, and since when absence from them means something
+/// (`settled` of the leaf). What their filters will be asked for is on its way.
+fn path<'a>(view: &'a View, key: RowKey<'_>, than: Option<Seqno>) -> (Vec<Step<'a>>, Seqno) {
+    let mut path = Vec::with_capacity(if than.is_some() { 0 } else { 16 });
+    let mut add = |run: &'a Arc<Run>| {
+        if than.is_some_and(|than| run.last <= than) {
+            return;
+        }
+        let segment = run.segment_of(key.key);
+        if let Some(segment) = segment {
+            if let Some(pinned) = &*segment.pin.get() {
+                pinned.meta.prefetch(key.key_hash);
+            }
+        } else if run.spans.is_empty() {
+            return;
+        }
+        path.push(Step { run, segment });
+    };
+    let mut node = &view.root;
+    loop {
+        let index = node.child_of(key.key);
+        node.pending_runs(index).for_each(|q| add(&q.run));
+        match &node.children[index].target {
+            Target::Node(below) => node = below,
+            Target::Leaf(leaf) => {
+                leaf.runs().for_each(&mut add);
+                return (path, leaf.settled);
+            }
+        }
+    }
+}
+
 impl<'a> Lookup<'a> {
-    /// Looks into the memtables; `Err(base)` if they decide.
+    /// Looks into what is in memory; `Err` if that decides.
     pub(crate) fn start(
+        reader: Reader<'a>,
         view: &'a View,
         key: &'a [u8],
         at: Seqno,
-    ) -> std::result::Result<Lookup<'a>, (Base, Vec<Bytes>)> {
+    ) -> std::result::Result<Lookup<'a>, Found> {
         let mut operands = Vec::new();
         for head in &view.heads {
             if let Some(base) = head.table.get(key, at, &mut operands) {
-                return Err((base, operands));
+                return Err((Some(base), operands));
             }
         }
-        let mut runs = Vec::with_capacity(16);
-        let mut node = &view.root;
-        loop {
-            let index = node.child_of(key);
-            runs.extend(node.pending_runs(index).map(|q| &q.run));
-            match &node.children[index].target {
-                Target::Node(below) => node = below,
-                Target::Leaf(leaf) => {
-                    runs.extend(leaf.runs());
-                    break;
-                }
-            }
+        let named = RowKey::new(reader.keyspace, key, hash(key));
+        let mut row = reader.rows.get(named).filter(|(as_of, _)| *as_of <= view.flushed);
+        if let Some((as_of, value)) = &row
+            && *as_of == view.flushed
+        {
+            return Err((Some(Base::Put(value.clone())), operands));
         }
-        Ok(Lookup { key, hash: hash(key), runs, next: 0, meta: None, operands })
+        let (mut path, settled) = self::path(view, named, row.as_ref().map(|(as_of, _)| *as_of));
+        // It may have been deleted since, and the delete be gone.
+        if row.take_if(|(as_of, _)| *as_of < settled).is_some() {
+            path = self::path(view, named, None).0;
+        }
+        let fresh = operands.len();
+        Ok(Lookup { view, reader, key: named, row, path, next: 0, meta: None, operands, fresh, base: None })
     }
 
     /// Goes on as far as `fetch` has the pages.
@@ -98,39 +166,65 @@ impl<'a> Lookup<'a> {
         &mut self,
         mut fetch: impl FnMut(&Want<'a>) -> Result<Option<Page>>,
     ) -> Result<Progress<'a>> {
-        while let Some(run) = self.runs.get(self.next).copied() {
-            if let Some(segment) = run.segment_of(self.key) {
-                if self.meta.is_none() {
-                    let want = Want::meta(segment);
+        let key = self.key.key;
+        while let Some(&Step { run, segment }) = self.path.get(self.next) {
+            if let Some(segment) = segment {
+                let pinned = segment.pin.get();
+                if pinned.is_none() && self.meta.is_none() {
+                    let want = Want::meta(segment, self.reader.pins);
                     let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
-                    self.meta = Some(Meta::parse(page, segment.extent.offset(), segment.data_len)?);
+                    let meta = Meta::parse(page, segment.extent.offset(), segment.data_len)?;
+                    self.reader.pins.pin(segment, &meta);
+                    self.meta = Some(meta);
                 }
-                let meta = self.meta.as_ref().filter(|m| m.may_contain(self.hash));
-                if let Some(meta) = meta {
-                    let index = meta.page_of(self.key);
+                let meta = self.meta.as_ref().or(pinned.as_ref().map(|pinned| &pinned.meta));
+                if let Some(meta) = meta.filter(|meta| meta.may_contain(self.key.key_hash)) {
+                    let index = meta.page_of(key);
                     let place = meta.place(index).ok_or_else(|| {
                         segment.corrupt(segment.data_len, "meta block", format!("no page {index}"))
                     })?;
-                    let want = Want { segment, place, kind: PageKind::Data };
+                    let want = Want { segment, place, kind: PageKind::Data, keep: true };
                     let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
-                    if let Some(base) = self.search(segment, place, &page)? {
-                        return Ok(Progress::Found(base));
+                    self.base = self.search(segment, place, &page)?;
+                    if self.base.is_some() {
+                        return Ok(Progress::Done);
+                    }
+                    // Whether the row counts these operands cannot be told: the run reaches back before it.
+                    if self.operands.len() > self.fresh
+                        && self.row.take_if(|(as_of, _)| run.first <= *as_of).is_some()
+                    {
+                        self.operands.truncate(self.fresh);
+                        self.path = path(self.view, self.key, None).0;
+                        (self.next, self.meta) = (0, None);
+                        continue;
                     }
                 }
                 self.meta = None;
             }
-            if run.spans.contains(self.key) {
-                return Ok(Progress::Found(Base::Deleted));
+            if run.spans.contains(key) {
+                self.base = Some(Base::Deleted);
+                return Ok(Progress::Done);
             }
             self.next += 1;
         }
-        Ok(Progress::Nothing)
+        Ok(Progress::Done)
+    }
+
+    /// What a lookup that is done has found. A value that no operand lies above becomes a row.
+    pub(crate) fn finish(self) -> Found {
+        let base = self.base.or_else(|| self.row.map(|(_, value)| Base::Put(value)));
+        if let Some(Base::Put(value)) = &base
+            && self.operands.len() == self.fresh
+        {
+            self.reader.rows.insert(self.key, self.view.flushed, value);
+        }
+        (base, self.operands)
     }
 
     fn search(&mut self, segment: &Segment, place: PageAt, page: &Page) -> Result<Option<Base>> {
         let lie = || segment.corrupt(place.at, "data page", "an entry does not decode");
         let page = PageRef::new(page).ok_or_else(lie)?;
-        let Ok(index) = page.search(self.key).ok_or_else(lie)? else { return Ok(None) };
+        let Ok(index) = page.search(self.key.key).ok_or_else(lie)? else { return Ok(None) };
         let entry = page.entry(index).ok_or_else(lie)?;
         Ok(match entry.kind {
             Kind::Put => Some(Base::Put(Bytes::copy_from_slice(entry.value))),
@@ -173,20 +267,19 @@ pub(crate) fn missing_operator() -> Error {
 
 /// The value of `key` in `view` as of `at`.
 pub(crate) fn get(
-    pager: &Pager,
+    reader: Reader<'_>,
     operator: impl FnOnce() -> Option<Arc<dyn MergeOperator>>,
     view: &View,
     key: &[u8],
     at: Seqno,
 ) -> Result<Option<Bytes>> {
-    let (base, operands) = match Lookup::start(view, key, at) {
-        Err((base, operands)) => (Some(base), operands),
+    let (base, operands) = match Lookup::start(reader, view, key, at) {
+        Err(found) => found,
         Ok(mut lookup) => {
-            let base = match lookup.go(|want| Ok(Some(pager.get_ref(want.reference())?)))? {
-                Progress::Found(base) => Some(base),
-                Progress::Nothing | Progress::Need(_) => None,
-            };
-            (base, lookup.operands)
+            while let Progress::Need(_) =
+                lookup.go(|want| Ok(Some(reader.pager.get_ref(want.reference())?)))?
+            {}
+            lookup.finish()
         }
     };
     if operands.is_empty() {
@@ -197,18 +290,19 @@ pub(crate) fn get(
 
 /// The values of `keys`, with the page reads of all of them in flight together, level by level.
 pub(crate) fn multi_get(
-    pager: &Pager,
+    reader: Reader<'_>,
     operator: Option<Arc<dyn MergeOperator>>,
     view: &View,
     keys: &[&[u8]],
     at: Seqno,
 ) -> Result<Vec<Option<Bytes>>> {
+    let pager = reader.pager;
     let mut values: Vec<Option<Bytes>> = vec![None; keys.len()];
     // Index of the key, its lookup, the page it waited for.
     let mut waiting: Vec<(usize, Lookup<'_>, Option<Page>)> = Vec::new();
     for (i, key) in keys.iter().enumerate() {
-        match Lookup::start(view, key, at) {
-            Err((base, operands)) => values[i] = value(operator.as_deref(), key, Some(base), &operands)?,
+        match Lookup::start(reader, view, key, at) {
+            Err((base, operands)) => values[i] = value(operator.as_deref(), key, base, &operands)?,
             Ok(lookup) => waiting.push((i, lookup, None)),
         }
     }
@@ -216,18 +310,20 @@ pub(crate) fn multi_get(
         let mut blocked = Vec::with_capacity(waiting.len());
         let mut wants = Vec::with_capacity(waiting.len());
         for (i, mut lookup, mut supplied) in waiting {
-            let progress =
-                lookup.go(|want| Ok(supplied.take().or_else(|| pager.cached(want.reference()))))?;
-            let base = match progress {
+            let progress = lookup.go(|want| {
+                let supplied = supplied.take().filter(|page| want.is(page));
+                Ok(supplied.or_else(|| pager.cached(want.reference())))
+            })?;
+            match progress {
                 Progress::Need(want) => {
                     wants.push(want);
                     blocked.push((i, lookup));
-                    continue;
                 }
-                Progress::Found(base) => Some(base),
-                Progress::Nothing => None,
-            };
-            values[i] = value(operator.as_deref(), keys[i], base, &lookup.operands)?;
+                Progress::Done => {
+                    let (base, operands) = lookup.finish();
+                    values[i] = value(operator.as_deref(), keys[i], base, &operands)?;
+                }
+            }
         }
         let references: Vec<_> = wants.iter().map(Want::reference).collect();
         let pages = if references.is_empty() { Vec::new() } else { pager.get_many(&references) };

@@ -3,6 +3,7 @@
 use std::iter::FusedIterator;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use betree_pager::Pager;
 use bytes::Bytes;
@@ -13,10 +14,14 @@ use crate::types::Seqno;
 use crate::view::View;
 use crate::walk::{Direction, Walk};
 
+/// Longer walks count as of this length: they read ahead in large pieces anyway.
+const LONGEST_HABIT: u64 = 64 << 10;
+
 /// Iterates over the records of a key range in bytewise order, from both ends.
 ///
 /// It sees the state of the database at the moment it was made, however long it lives; it owns what it needs and may outlive
-/// every handle. Cost: per leaf (about 2 MiB of records) two batches of reads, then large sequential reads. After an error it ends.
+/// every handle. Cost: per leaf (about 4 MiB of records) two batches of reads, then large sequential reads. How much the first batches read follows
+/// what iterators of the keyspace took lately. After an error it ends.
 pub struct Iter {
     pager: Pager,
     operator: Option<Arc<dyn MergeOperator>>,
@@ -28,6 +33,30 @@ pub struct Iter {
     front: Option<Walk>,
     back: Option<Walk>,
     ended: bool,
+    /// Bytes of records that it gave.
+    taken: u64,
+    habit: Arc<ScanHabit>,
+}
+
+/// How many bytes of records iterators of a keyspace take before they are dropped, smoothed.
+#[derive(Debug, Default)]
+pub(crate) struct ScanHabit(AtomicU64);
+
+impl ScanHabit {
+    fn expected(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+
+    fn took(&self, bytes: u64) {
+        let before = self.0.load(Relaxed);
+        self.0.store((3 * before + bytes.min(LONGEST_HABIT)) / 4, Relaxed);
+    }
+}
+
+impl Drop for Iter {
+    fn drop(&mut self) {
+        self.habit.took(self.taken);
+    }
 }
 
 impl std::fmt::Debug for Iter {
@@ -69,9 +98,22 @@ impl Iter {
         view: Arc<View>,
         at: Seqno,
         (low, high): (Vec<u8>, Option<Vec<u8>>),
+        habit: Arc<ScanHabit>,
     ) -> Iter {
         let ended = high.as_ref().is_some_and(|h| *h <= low);
-        Iter { pager: pager.clone(), operator, view, at, low, high, front: None, back: None, ended }
+        Iter {
+            pager: pager.clone(),
+            operator,
+            view,
+            at,
+            low,
+            high,
+            front: None,
+            back: None,
+            ended,
+            taken: 0,
+            habit,
+        }
     }
 
     fn step(&mut self, direction: Direction) -> Result<Option<(Bytes, Bytes)>> {
@@ -86,12 +128,14 @@ impl Iter {
                 &self.view,
                 self.at,
                 direction,
+                self.habit.expected(),
                 &self.low,
                 self.high.as_deref(),
             )?),
         };
         let found = walk.next(&self.low, self.high.as_deref(), &self.operator)?;
-        if let Some((key, _)) = &found {
+        if let Some((key, value)) = &found {
+            self.taken += (key.len() + value.len()) as u64;
             match direction {
                 Direction::Forward => {
                     self.low.clear();

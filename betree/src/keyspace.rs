@@ -68,7 +68,7 @@ impl Keyspace {
         shared.check_open()?;
         crate::stats::Counters::add(&shared.counters.gets, 1);
         let view = self.state.peek();
-        get::get(&shared.pager, || self.state.operator(), &view, key.as_ref(), Seqno(u64::MAX))
+        get::get(self.reader(), || self.state.operator(), &view, key.as_ref(), Seqno(u64::MAX))
     }
 
     /// The values of `keys`, in their order, all of one moment; page reads are in flight together.
@@ -81,7 +81,7 @@ impl Keyspace {
         crate::stats::Counters::add(&shared.counters.gets, keys.len() as u64);
         let (view, at) = self.moment();
         let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-        get::multi_get(&shared.pager, self.state.operator(), &view, &keys, at)
+        get::multi_get(self.reader(), self.state.operator(), &view, &keys, at)
     }
 
     /// Whether `key` is present.
@@ -239,9 +239,22 @@ impl Keyspace {
         messages
     }
 
+    /// Where its point reads look beside a view.
+    pub(crate) fn reader(&self) -> get::Reader<'_> {
+        let shared = &self.handle.shared;
+        get::Reader { pager: &shared.pager, pins: &shared.pins, rows: &shared.rows, keyspace: self.state.id }
+    }
+
     fn iter_bounds(&self, bounds: (Vec<u8>, Option<Vec<u8>>)) -> Iter {
         let (view, at) = self.moment();
-        Iter::new(&self.handle.shared.pager, self.state.operator(), view, at, bounds)
+        Iter::new(
+            &self.handle.shared.pager,
+            self.state.operator(),
+            view,
+            at,
+            bounds,
+            self.state.scans.clone(),
+        )
     }
 
     /// A view and a Seqno that belong together: everything up to the Seqno is in the view, and what the view's tree has is not above it.

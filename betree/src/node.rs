@@ -20,6 +20,7 @@ use betree_pager::Extent;
 
 use crate::run::Run;
 use crate::segment::Segment;
+use crate::types::Seqno;
 
 /// Names a leaf in this process, so that a task finds what it worked on. Never stored.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -71,15 +72,24 @@ pub(crate) struct Leaf {
     /// Estimate of the bytes of the base that the deltas overwrite or delete, and of the deletes among them. Never stored: after
     /// opening it counts from nothing again.
     pub garbage: u64,
+    /// Deletes up to here may have vanished with what they deleted: absence from the runs says nothing of the time before. Never stored.
+    pub settled: Seqno,
 }
 
 impl Leaf {
-    pub(crate) fn new(base: Option<Arc<Run>>, deltas: Vec<Arc<Run>>) -> Arc<Leaf> {
-        Leaf::with_garbage(base, deltas, 0)
+    /// A leaf without deltas.
+    pub(crate) fn of_base(base: Option<Arc<Run>>, settled: Seqno) -> Arc<Leaf> {
+        Leaf::new(base, Vec::new(), 0, settled)
     }
 
-    pub(crate) fn with_garbage(base: Option<Arc<Run>>, deltas: Vec<Arc<Run>>, garbage: u64) -> Arc<Leaf> {
-        Arc::new(Leaf { id: LeafId::fresh(), base: base.filter(|r| !r.is_empty()), deltas, garbage })
+    pub(crate) fn new(
+        base: Option<Arc<Run>>,
+        deltas: Vec<Arc<Run>>,
+        garbage: u64,
+        settled: Seqno,
+    ) -> Arc<Leaf> {
+        let base = base.filter(|r| !r.is_empty());
+        Arc::new(Leaf { id: LeafId::fresh(), base, deltas, garbage, settled })
     }
 
     /// Its runs, newest first.
@@ -118,7 +128,7 @@ pub(crate) struct Node {
 impl Node {
     /// A tree without any message.
     pub(crate) fn empty_root() -> Arc<Node> {
-        let leaf = Target::Leaf(Leaf::new(None, Vec::new()));
+        let leaf = Target::Leaf(Leaf::of_base(None, Seqno(0)));
         let child = Child { low: Arc::from(&b""[..]), cursor: 0, pending: 0, target: leaf };
         Arc::new(Node {
             level: 1,

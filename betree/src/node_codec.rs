@@ -26,9 +26,11 @@ use betree_pager::{BLOCK, PageKind, Pager};
 
 use crate::message::{get_varint, put_varint};
 use crate::node::{Child, Leaf, Node, NodePlace, Queued, Target};
+use crate::pins::Pin;
 use crate::run::Run;
 use crate::segment::Segment;
 use crate::stored::{HEADER, StoredNode, StoredRun, StoredSegment, StoredTarget};
+use crate::types::Seqno;
 use crate::{Error, Result};
 
 /// Page type of nodes.
@@ -189,7 +191,7 @@ impl<'a> NodeReader<'a> {
                 StoredTarget::Leaf { deltas, base } => {
                     let base = base.as_ref().map(|run| self.run(run)).transpose()?;
                     let deltas = deltas.iter().map(|run| self.run(run)).collect::<Result<_>>()?;
-                    Target::Leaf(Leaf::new(base, deltas))
+                    Target::Leaf(Leaf::new(base, deltas, 0, Seqno(0)))
                 }
                 StoredTarget::Node(below) => {
                     let child_high = stored.high_of(i, high);
@@ -230,6 +232,7 @@ impl<'a> NodeReader<'a> {
             min: stored.min.clone(),
             max: stored.max.clone(),
             samples: stored.samples.clone(),
+            pin: Pin::default(),
         });
         self.segments.insert(offset, segment.clone());
         Ok(segment)

@@ -15,6 +15,7 @@ use betree_storage::{Backend, DiskStorage, Storage};
 use betree_wal::{Lsn, Wal};
 
 use crate::checkpoint::{Catalog, Durable};
+use crate::memory::{self, Memory};
 use crate::memtable::ArenaPool;
 use crate::message::{MessageRef, Messages, take_batch_header};
 use crate::node::Node;
@@ -23,6 +24,7 @@ use crate::operator::{AddI64, Append, Max, MergeOperator, Min};
 use crate::options::{Builder, Options};
 use crate::poison::Poison;
 use crate::pressure::Pressure;
+use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::shared::{Commit, Keyspaces, Shared};
 use crate::state::State;
@@ -79,11 +81,6 @@ pub(crate) fn check_tree(tree: &crate::TreeOptions) -> Result<()> {
     Ok(())
 }
 
-/// The page cache's part of the budget: what the memtables (one active, two frozen) and the buffers of background work leave of it.
-fn cache_bytes(options: &Options, memtable: usize) -> usize {
-    options.memory.saturating_sub(3 * memtable).saturating_sub(options.memory / 4).max(options.memory / 8)
-}
-
 /// Space in the data file for work that makes room: what one leaf's compaction takes at most (it may be half as large again as
 /// the limit when it is split), the nodes of a checkpoint, and the deletes of a full memtable.
 fn reserve_bytes(options: &Options, memtable: usize) -> u64 {
@@ -108,7 +105,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
 
     let lock = storage.lock()?;
     let pager_options = betree_pager::Options {
-        cache_bytes: cache_bytes(&options, memtable_bytes),
+        cache_bytes: memory::least_cache(options.memory, memtable_bytes),
         create: options.create_if_missing,
         min_growth: (options.memory as u64 / 32).clamp(1 << 20, 16 << 20),
         reserve: reserve_bytes(&options, memtable_bytes),
@@ -198,6 +195,9 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         checkpoint: Mutex::new(durable),
         scheduler: Scheduler::default(),
         pressure,
+        rows: Rows::new(options.memory),
+        pins: Arc::default(),
+        memory: Memory::default(),
         poison: Poison::default(),
         counters: Counters::default(),
         closed: AtomicBool::new(false),

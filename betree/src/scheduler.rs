@@ -101,6 +101,11 @@ impl Scheduler {
         self.stopped.notify_all();
     }
 
+    /// Whether a task is under way.
+    pub(crate) fn is_working(&self) -> bool {
+        !self.inner.lock().claims.is_empty()
+    }
+
     /// The error that keeps background work from going on, if any.
     pub(crate) fn standing_error(&self) -> Option<Error> {
         self.inner.lock().error.clone()
@@ -368,6 +373,7 @@ impl Shared {
     pub(crate) fn run_one_task(&self) -> Result<bool> {
         self.relieve_log();
         self.relieve_device();
+        self.share_memory();
         let mut io = TaskIo::new(&self.pager)?;
         self.step(&mut io)
     }
@@ -438,6 +444,7 @@ impl Shared {
             }
             self.relieve_log();
             self.promise_ahead(&mut spent);
+            self.share_memory();
         }
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use betree_pager::{BLOCK, Extent, Page, PageKind, Pager};
 
 use crate::filter;
+use crate::pins::Pin;
 use crate::{Error, Result};
 
 /// Page type of meta blocks.
@@ -45,6 +46,8 @@ pub(crate) struct Segment {
     pub max: Box<[u8]>,
     /// Ascending keys at even distances (first keys of pages), for estimates only.
     pub samples: Box<[Box<[u8]>]>,
+    /// The meta block, if point reads have it at hand.
+    pub pin: Pin,
 }
 
 /// Where a data page lies in its segment, and its checksum.
@@ -152,6 +155,12 @@ impl Meta {
     /// Number of messages the header states.
     pub(crate) fn messages(&self) -> u32 {
         u32_at(&self.page, 20).unwrap_or(0)
+    }
+
+    /// Asks the processor for what [`Meta::may_contain`] will look at.
+    #[inline]
+    pub(crate) fn prefetch(&self, hash: u64) {
+        filter::prefetch(&self.page[META_HEADER..self.table], hash);
     }
 
     /// Whether the key of `hash` may be in the segment.

@@ -14,10 +14,13 @@ use betree_storage::{DirLock, Storage};
 use betree_wal::{Appender, Wal};
 
 use crate::checkpoint::Durable;
+use crate::memory::Memory;
 use crate::memtable::ArenaPool;
 use crate::options::Options;
+use crate::pins::Pins;
 use crate::poison::Poison;
 use crate::pressure::Pressure;
+use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::state::State;
 use crate::stats::Counters;
@@ -56,6 +59,9 @@ pub(crate) struct Shared {
     pub arenas: Arc<ArenaPool>,
     pub storage: Arc<dyn Storage>,
     pub pager: Pager,
+    pub rows: Rows,
+    pub pins: Arc<Pins>,
+    pub memory: Memory,
     pub wal: Wal,
     pub commit: Mutex<Commit>,
     /// Signalled when a frozen memtable was installed, or background work failed.

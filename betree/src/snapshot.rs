@@ -47,7 +47,7 @@ impl Snapshot {
     /// Those of the device, corruption, and a keyspace younger than the snapshot or of another database.
     pub fn get(&self, keyspace: &Keyspace, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
         let view = self.view(keyspace)?;
-        get::get(&self.handle.shared.pager, || keyspace.state.operator(), &view, key.as_ref(), self.at)
+        get::get(keyspace.reader(), || keyspace.state.operator(), &view, key.as_ref(), self.at)
     }
 
     /// The values of `keys`, in their order; page reads are in flight together.
@@ -57,7 +57,7 @@ impl Snapshot {
     pub fn multi_get<K: AsRef<[u8]>>(&self, keyspace: &Keyspace, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
         let view = self.view(keyspace)?;
         let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
-        get::multi_get(&self.handle.shared.pager, keyspace.state.operator(), &view, &keys, self.at)
+        get::multi_get(keyspace.reader(), keyspace.state.operator(), &view, &keys, self.at)
     }
 
     /// Whether `key` is present.
@@ -94,6 +94,7 @@ impl Snapshot {
 
     fn iter_bounds(&self, keyspace: &Keyspace, bounds: (Vec<u8>, Option<Vec<u8>>)) -> Result<Iter> {
         let view = self.view(keyspace)?;
-        Ok(Iter::new(&self.handle.shared.pager, keyspace.state.operator(), view, self.at, bounds))
+        let state = &keyspace.state;
+        Ok(Iter::new(&self.handle.shared.pager, state.operator(), view, self.at, bounds, state.scans.clone()))
     }
 }

@@ -10,6 +10,7 @@ use arc_swap::ArcSwap;
 use betree_storage::primitives::{Mutex, MutexGuard, RwLock, point};
 
 use crate::hash::hash;
+use crate::iter::ScanHabit;
 use crate::memtable::{ArenaPool, Memtable};
 use crate::node::Node;
 use crate::operator::MergeOperator;
@@ -34,6 +35,8 @@ pub(crate) struct State {
     view: ArcSwap<View>,
     change: Mutex<()>,
     pub dropped: AtomicBool,
+    /// What its iterators take.
+    pub scans: Arc<ScanHabit>,
     /// Striped by key: held across the read and the write of an update.
     updates: Vec<Mutex<()>>,
 }
@@ -59,6 +62,7 @@ impl State {
             view: ArcSwap::from_pointee(View { heads: vec![head], root, flushed }),
             change: Mutex::new(()),
             dropped: AtomicBool::new(false),
+            scans: Arc::default(),
             updates: (0..UPDATE_STRIPES).map(|_| Mutex::new(())).collect(),
         }
     }

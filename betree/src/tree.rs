@@ -290,14 +290,14 @@ fn join_small_leaves(draft: &mut Draft, options: &TreeOptions) {
         let joined = match (settled(&draft.children[i]), settled(&draft.children[i + 1])) {
             (Some(a), Some(b)) if a.base_bytes() + b.base_bytes() <= options.leaf_bytes as u64 / 2 => {
                 let runs = || a.base.iter().chain(&b.base);
-                Leaf::new(
+                Leaf::of_base(
                     Some(Arc::new(Run {
                         segments: runs().flat_map(|r| r.segments.iter().cloned()).collect(),
                         spans: Spans::default(),
                         first: runs().map(|r| r.first).min().unwrap_or_default(),
                         last: runs().map(|r| r.last).max().unwrap_or_default(),
                     })),
-                    Vec::new(),
+                    a.settled.max(b.settled),
                 )
             }
             _ => {

@@ -1,16 +1,17 @@
 //! One direction of an iterator: merges everything that may hold the next key, leaf by leaf.
 //!
 //! Memtables are walked over the whole range; the runs of the path to one leaf only over that leaf's range. When a leaf is
-//! used up the next one is opened: the meta blocks of all its runs are read in one batch, then the first pages of all in another.
+//! used up the next one is opened: the meta blocks of all its runs are read in one batch, then the first pages of all in another: as many of each
+//! run as make up, with the others', what walks of this keyspace used to take lately.
 //! Sources are ordered newest first; a span of a newer source hides what older ones have.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use betree_pager::Pager;
+use betree_pager::{BLOCK, Pager};
 
 use crate::Result;
-use crate::cursor::{RunCursor, Seek};
+use crate::cursor::{MOST_TOGETHER, RunCursor, Seek};
 use crate::get::{missing_operator, value};
 use crate::memtable::{Base, MemCursor};
 use crate::message::{Kind, MessageRef};
@@ -67,6 +68,8 @@ pub(crate) struct Walk {
     pager: Pager,
     view: Arc<View>,
     direction: Direction,
+    /// Bytes of records that the walk is expected to take.
+    expected: u64,
     /// Newest first: the memtables, then the runs of the current leaf's path.
     sources: Vec<Source>,
     spans: Vec<Spans>,
@@ -87,6 +90,7 @@ impl Walk {
         view: &Arc<View>,
         at: Seqno,
         direction: Direction,
+        expected: u64,
         low: &[u8],
         high: Option<&[u8]>,
     ) -> Result<Walk> {
@@ -94,6 +98,7 @@ impl Walk {
             pager: pager.clone(),
             view: view.clone(),
             direction,
+            expected,
             sources: Vec::with_capacity(16),
             spans: Vec::with_capacity(16),
             has_spans: false,
@@ -178,7 +183,7 @@ impl Walk {
                 (a, b) => a.or(b),
             }),
         };
-        let warm = self.warm(&cursors, seek)?;
+        let warm = self.warm(&mut cursors, seek, from, to)?;
         for mut cursor in cursors {
             cursor.go(seek)?;
             self.sources.push(Source::Run(Box::new(cursor)));
@@ -189,16 +194,30 @@ impl Walk {
     }
 
     /// Reads what the cursors' seeks need, all of a level together. The pages are held until the seeks have found them in the cache.
-    fn warm(&self, cursors: &[RunCursor], seek: Seek<'_>) -> Result<Vec<betree_pager::Page>> {
-        let with_meta: Vec<_> = cursors.iter().filter_map(|c| Some((c, c.meta_wanted(seek)?))).collect();
-        let wants: Vec<_> = with_meta.iter().map(|(_, want)| *want).collect();
-        let metas = self.pager.get_many(&wants);
-        let mut wants = Vec::with_capacity(wants.len());
-        let mut held = Vec::with_capacity(2 * metas.len());
-        for ((cursor, _), meta) in with_meta.iter().zip(metas) {
+    fn warm(
+        &self,
+        cursors: &mut [RunCursor],
+        seek: Seek<'_>,
+        from: &[u8],
+        to: Option<&[u8]>,
+    ) -> Result<Vec<betree_pager::Page>> {
+        let wants: Vec<_> = cursors.iter().filter_map(|c| c.meta_wanted(seek)).collect();
+        let mut metas = self.pager.get_many(&wants).into_iter();
+        let mut wants = Vec::with_capacity(cursors.len());
+        let mut held = Vec::with_capacity(3 * cursors.len());
+        // Of what is expected, each run has the share that it has of the leaf.
+        let sizes: Vec<u64> = cursors.iter().map(|c| c.bytes_in(from, to)).collect();
+        let all = sizes.iter().sum::<u64>().max(1);
+        for (cursor, size) in cursors.iter_mut().zip(sizes) {
+            if cursor.meta_wanted(seek).is_none() {
+                continue;
+            }
+            let Some(meta) = metas.next() else { break };
             let meta = meta?;
             held.push(meta.clone());
-            wants.extend(cursor.page_wanted(seek, meta)?);
+            // A walk begins somewhere within its first page.
+            let pages = (self.expected * size / all + BLOCK as u64 / 2) / BLOCK as u64;
+            wants.extend(cursor.pages_wanted(seek, meta, 1 + (pages as usize).min(MOST_TOGETHER))?);
         }
         for page in self.pager.get_many(&wants) {
             held.push(page?);

@@ -16,6 +16,7 @@ use crate::hash::hash;
 use crate::message::MessageRef;
 use crate::options::TreeOptions;
 use crate::page::PageBuilder;
+use crate::pins::Pin;
 use crate::segment::{META_HEADER, META_ROW, SAMPLE_BYTES, Segment, TYPE_META, separator};
 use crate::stats::Counter;
 
@@ -221,6 +222,7 @@ impl<'a> RunWriter<'a> {
             min: self.min.as_slice().into(),
             max: self.last.as_slice().into(),
             samples: std::mem::take(&mut self.samples).into(),
+            pin: Pin::default(),
         });
         self.written.fetch_add((data_len + meta_len) as u64, Relaxed);
         self.wait_until(WRITES_IN_FLIGHT - 1)?;

@@ -204,6 +204,12 @@ impl Pager {
         self.0.sealer.verify(FILE_NAME, page, file_offset, expected)
     }
 
+    /// Bytes of the file that are in use.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> u64 {
+        self.0.space.usage().1
+    }
+
     /// Changes the cache's budget; what is over it leaves at once.
     pub fn set_cache_bytes(&self, bytes: usize) {
         self.0.cache.set_budget(bytes);

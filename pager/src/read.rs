@@ -33,6 +33,8 @@ pub struct PageRef<'a> {
     pub expected: u32,
     /// What it is for.
     pub kind: PageKind,
+    /// Whether it goes into the page cache when it was read.
+    pub keep: bool,
 }
 
 impl PageRef<'_> {
@@ -69,7 +71,7 @@ impl Pager {
     /// The page at byte `at` of `extent`: from the cache, or read, verified against the parent's checksum `expected`,
     /// and cached.
     pub fn get(&self, extent: &Extent, at: u32, len: u32, expected: u32, kind: PageKind) -> Result<Page> {
-        self.get_ref(PageRef { extent, at, len, expected, kind })
+        self.get_ref(PageRef { extent, at, len, expected, kind, keep: true })
     }
 
     /// As [`Pager::get`], with the page's coordinates in one value.
@@ -187,7 +189,9 @@ impl Pager {
     fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
         self.verify(bytes, want.file_offset(), want.expected)?;
         let page = Page::copy_of(bytes, want.kind);
-        self.0.cache.insert(want.key(), page.clone());
+        if want.keep {
+            self.0.cache.insert(want.key(), page.clone());
+        }
         Ok(page)
     }
 }

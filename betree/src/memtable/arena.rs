@@ -30,8 +30,8 @@ use bytes::Bytes;
 
 use super::large::LargeValues;
 use super::pool::ArenaPool;
-use super::prefetch;
 use crate::message::{Kind, MessageRef};
+use crate::prefetch;
 use crate::types::{MAX_KEY_LEN, Seqno};
 
 /// Values of this many bytes or more are kept outside the arena, so that readers share instead of copying them.

@@ -15,7 +15,6 @@ mod large;
 #[cfg(all(test, feature = "shuttle"))]
 mod models;
 mod pool;
-mod prefetch;
 mod range_deletes;
 mod slots;
 mod tree;

@@ -40,6 +40,17 @@ impl ArenaPool {
         }
     }
 
+    /// Bytes of idle chunks.
+    pub(crate) fn idle_bytes(&self) -> usize {
+        self.idle.lock().iter().map(Chunk::size).sum()
+    }
+
+    /// Gives the idle chunks back to the operating system.
+    pub(crate) fn release(&self) {
+        let idle = std::mem::take(&mut *self.idle.lock());
+        drop(idle);
+    }
+
     /// Takes a chunk back that nobody reads any more.
     pub(super) fn put(&self, chunk: Chunk) {
         let mut idle = self.idle.lock();

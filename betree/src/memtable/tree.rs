@@ -7,8 +7,8 @@
 //! exclusive), `memtree.leaves_filled` (no leaf but an empty tree's only one is empty), `memtree.depth_even`.
 
 use super::arena::{Arena, Loc};
-use super::prefetch;
 use super::slots::Slots;
+use crate::prefetch;
 use crate::types::Seqno;
 
 /// Slots of a leaf.

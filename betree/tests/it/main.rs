@@ -4,6 +4,7 @@ mod api;
 mod backends;
 mod damage;
 mod full_device;
+mod golden;
 mod moments;
 mod rescue;
 mod tidy;

@@ -37,6 +37,7 @@ fn concurrent_readers_get_the_right_pages_within_the_budget() {
                             len: BLOCK as u32,
                             expected: written[extent].1[block],
                             kind: PageKind::Data,
+                            keep: true,
                         })
                         .collect();
                     for (page, &(extent, _)) in pager.get_many(&wants).iter().zip(&picks) {

@@ -23,6 +23,7 @@ fn pages_written_by_the_bulk_channel_are_read_one_by_one_and_in_batches() {
             len: BLOCK as u32,
             expected: checksums[i],
             kind: PageKind::Data,
+            keep: true,
         })
         .collect();
     for page in pager.get_many(&wants) {
@@ -84,6 +85,7 @@ fn flipped_zeroed_swapped_and_stale_pages_are_located_corruption() {
             len: BLOCK as u32,
             expected: checksums[block],
             kind: PageKind::Data,
+            keep: true,
         };
         assert!(pager.get_many(&[want(0), want(1)]).iter().all(Result::is_err));
     }

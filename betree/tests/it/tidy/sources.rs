@@ -8,7 +8,7 @@ use super::{LAYERS, code, has_word, none, other_sources, read, sources};
 const UNSAFE: [&str; 8] = [
     "benches/src/engines/lmdb.rs",
     "betree/src/memtable/arena.rs",
-    "betree/src/memtable/prefetch.rs",
+    "betree/src/prefetch.rs",
     "fuzz/src/allocation.rs",
     "storage/src/buf.rs",
     "storage/src/sys.rs",

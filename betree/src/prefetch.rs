@@ -7,7 +7,7 @@ const LINE: usize = 64;
 
 /// The lines of `len` bytes from `at` on, which need not be readable.
 #[inline]
-pub(super) fn bytes(at: *const u8, len: usize) {
+pub(crate) fn bytes(at: *const u8, len: usize) {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
@@ -22,6 +22,6 @@ pub(super) fn bytes(at: *const u8, len: usize) {
 
 /// All lines of a value.
 #[inline]
-pub(super) fn value<T>(value: &T) {
+pub(crate) fn value<T>(value: &T) {
     bytes(std::ptr::from_ref(value).cast(), size_of::<T>());
 }

@@ -1,0 +1,97 @@
+//! Page indexes and filters that point reads have at hand: held by their segments, without a look-up in the page cache.
+//!
+//! A read of a key asks the filter of every run on its path. Through the page cache each costs a lock, a hash table and a reference count; held by
+//! the segment it costs a few loads, which overlap between runs.
+//!
+//! Invariant `pins.charged_once`: `bytes` is the sum of what segments hold; a block is charged until the last reader of it is gone, also when its segment
+//! went before. What is over the limit is let go by [`Pins::trim`], least recently asked first, more or less: one that was asked since the last
+//! round stays for another. Owned by the database; no locks.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+
+use arc_swap::{ArcSwapOption, Guard};
+
+use crate::node::Node;
+use crate::segment::{Meta, Segment};
+
+/// What a segment holds, and its charge.
+#[derive(Debug)]
+pub(crate) struct Pinned {
+    pub meta: Meta,
+    bytes: usize,
+    pins: Arc<Pins>,
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.pins.bytes.fetch_sub(self.bytes, Relaxed);
+    }
+}
+
+/// The place in a segment.
+#[derive(Debug, Default)]
+pub(crate) struct Pin {
+    held: ArcSwapOption<Pinned>,
+    asked: AtomicBool,
+}
+
+impl Pin {
+    /// The meta block, if it is held.
+    #[inline]
+    pub(crate) fn get(&self) -> Guard<Option<Arc<Pinned>>> {
+        let held = self.held.load();
+        if held.is_some() && !self.asked.load(Relaxed) {
+            self.asked.store(true, Relaxed);
+        }
+        held
+    }
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Pins {
+    limit: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Pins {
+    /// Whether `bytes` more may be held.
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.bytes.load(Relaxed) + bytes <= self.limit.load(Relaxed)
+    }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes.load(Relaxed)
+    }
+
+    /// Has the segment hold its meta block if there is room.
+    pub(crate) fn pin(self: &Arc<Self>, segment: &Segment, meta: &Meta) {
+        let bytes = segment.meta_len as usize;
+        if self.has_room(bytes) && segment.pin.held.load().is_none() {
+            self.bytes.fetch_add(bytes, Relaxed);
+            let pinned = Pinned { meta: meta.clone(), bytes, pins: self.clone() };
+            segment.pin.asked.store(true, Relaxed);
+            segment.pin.held.store(Some(Arc::new(pinned)));
+        }
+    }
+
+    /// Sets the limit, and lets go what is over it in the trees of these roots.
+    pub(crate) fn trim(&self, limit: usize, roots: impl Fn() -> Vec<Arc<Node>>) {
+        self.limit.store(limit, Relaxed);
+        for round in 0..2 {
+            if self.bytes() <= limit {
+                return;
+            }
+            for root in roots() {
+                root.visit_segments(&mut |segment| {
+                    let again = segment.pin.asked.swap(false, Relaxed) && round == 0;
+                    if !again && self.bytes() > limit {
+                        segment.pin.held.store(None);
+                    }
+                });
+            }
+        }
+    }
+}

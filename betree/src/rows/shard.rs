@@ -1,0 +1,440 @@
+//! One shard of the row cache: rows in chunks, found by a table of tags and places, evicted by S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi:
+//! "FIFO queues are all you need for cache eviction", SOSP 2023) a chunk at a time.
+//!
+//! ```text
+//! row := u64 at << 8 | credit    u16 value length    u16 key length    u32 keyspace    key    value    padding to 8 bytes
+//! ```
+//! A new row is appended to the last chunk of the probation queue, which has a tenth of the memory; one that is remembered to have left it
+//! lately goes to the main queue. When the oldest chunk of a queue has to go, rows that were read since are appended to the main queue, with less credit, the others leave.
+//!
+//! Invariant `row.found_once`: every slot of the table that is not vacant names a row in a chunk of exactly one queue, no two name rows of
+//! one key, and memory is within the limit whenever the lock is free.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+
+use super::{RowKey, RowStats};
+use crate::hash::hash;
+use crate::types::{KeyspaceId, Seqno};
+
+const CHUNK: usize = 64 << 10;
+const HEADER: usize = 16;
+/// Longest row.
+const LARGEST: usize = CHUNK / 16;
+/// The probation queue's part of the chunks.
+const PROBATION: usize = 10;
+const MAX_CREDIT: u8 = 3;
+/// Slots of the smallest table.
+const FEWEST_SLOTS: usize = 256;
+/// Bytes of a slot, with its share of the ghosts.
+const SLOT_BYTES: usize = size_of::<Slot>() + size_of::<u32>();
+const VACANT: u32 = u32::MAX;
+
+/// Where a row is: the number of its chunk, and its offset there in units of 8 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place(u32);
+
+impl Place {
+    const OFFSET_BITS: u32 = (CHUNK / 8).ilog2();
+
+    fn new(chunk: u32, offset: usize) -> Place {
+        Place(chunk << Self::OFFSET_BITS | (offset / 8) as u32)
+    }
+
+    fn chunk(self) -> usize {
+        (self.0 >> Self::OFFSET_BITS) as usize
+    }
+
+    fn offset(self) -> usize {
+        (self.0 & ((1 << Self::OFFSET_BITS) - 1)) as usize * 8
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slot {
+    tag: u32,
+    place: u32,
+}
+
+const EMPTY: Slot = Slot { tag: 0, place: VACANT };
+
+#[derive(Debug)]
+struct Chunk {
+    bytes: Box<[u8]>,
+    used: usize,
+}
+
+/// Chunks in the order in which they were filled; the last is being filled.
+#[derive(Debug, Default)]
+struct Queue(VecDeque<u32>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Probation,
+    Main,
+}
+
+/// A row's header.
+#[derive(Debug, Clone, Copy)]
+struct Header {
+    at: Seqno,
+    credit: u8,
+    value_len: usize,
+    key_len: usize,
+    keyspace: KeyspaceId,
+}
+
+impl Header {
+    fn read(row: &[u8]) -> Header {
+        let (mut word, mut lens, mut keyspace) = ([0; 8], [0; 4], [0; 4]);
+        word.copy_from_slice(&row[..8]);
+        lens.copy_from_slice(&row[8..12]);
+        keyspace.copy_from_slice(&row[12..16]);
+        let word = u64::from_le_bytes(word);
+        let lens = u32::from_le_bytes(lens);
+        Header {
+            at: Seqno(word >> 8),
+            credit: word as u8,
+            value_len: (lens & 0xffff) as usize,
+            key_len: (lens >> 16) as usize,
+            keyspace: KeyspaceId(u32::from_le_bytes(keyspace)),
+        }
+    }
+
+    fn write(&self, row: &mut [u8]) {
+        row[..8].copy_from_slice(&(self.at.0 << 8 | u64::from(self.credit)).to_le_bytes());
+        let lens = self.value_len as u32 | (self.key_len as u32) << 16;
+        row[8..12].copy_from_slice(&lens.to_le_bytes());
+        row[12..16].copy_from_slice(&self.keyspace.0.to_le_bytes());
+    }
+
+    fn row_len(&self) -> usize {
+        (HEADER + self.key_len + self.value_len).next_multiple_of(8)
+    }
+}
+
+fn tag_of(hash: u64) -> u32 {
+    (hash >> 32) as u32
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(super) struct Shard {
+    limit: usize,
+    /// A power of two of them, or none.
+    slots: Vec<Slot>,
+    rows: usize,
+    /// Tags of rows that left the probation queue, each at the place that its low bits say.
+    ghosts: Vec<u32>,
+    chunks: Vec<Option<Chunk>>,
+    vacant: Vec<u32>,
+    probation: Queue,
+    main: Queue,
+    /// Rows on their way from an evicted chunk to the main queue.
+    moving: Vec<u8>,
+    hits: u64,
+}
+
+impl Shard {
+    pub(super) fn get(&mut self, key: RowKey<'_>) -> Option<(Seqno, Bytes)> {
+        let slot = self.find(key)?;
+        let row = self.row_mut(Place(self.slots[slot].place));
+        let mut header = Header::read(row);
+        if header.credit < MAX_CREDIT {
+            header.credit += 1;
+            header.write(row);
+        }
+        let value = HEADER + header.key_len;
+        let found = (header.at, Bytes::copy_from_slice(&row[value..value + header.value_len]));
+        self.hits += 1;
+        Some(found)
+    }
+
+    pub(super) fn insert(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
+        let header =
+            Header { at, credit: 0, value_len: value.len(), key_len: key.key.len(), keyspace: key.keyspace };
+        if HEADER + key.key.len() + value.len() > LARGEST || at.0 >= 1 << 56 {
+            return;
+        }
+        let mut which = Which::Probation;
+        if let Some(slot) = self.find(key) {
+            let row = self.row_mut(Place(self.slots[slot].place));
+            let old = Header::read(row);
+            if old.at >= at {
+                return;
+            }
+            if old.value_len == value.len() {
+                Header { credit: old.credit, ..header }.write(row);
+                row[HEADER + old.key_len..][..value.len()].copy_from_slice(value);
+                return;
+            }
+            self.forget(slot);
+            which = Which::Main;
+        }
+        let tag = tag_of(key.hash);
+        if let Some(ghost) = self.ghost_of(tag)
+            && *ghost == tag
+        {
+            *ghost = 0;
+            which = Which::Main;
+        }
+        if self.reserve_slot() && self.reserve_room(which, header.row_len()) {
+            self.append(which, header, tag, key.key, value);
+        }
+    }
+
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.limit = limit;
+        while self.bytes() > self.limit && self.evict() {}
+        if self.rows == 0 {
+            (self.slots, self.ghosts) = (Vec::new(), Vec::new());
+        }
+        while self.bytes() > self.limit && self.slots.len() > FEWEST_SLOTS.max(2 * self.rows) {
+            self.resize(self.slots.len() / 2);
+        }
+        self.moving = Vec::new();
+    }
+
+    pub(super) fn add_stats(&self, sum: &mut RowStats) {
+        sum.bytes += self.bytes();
+        sum.rows += self.rows;
+        sum.hits += self.hits;
+    }
+
+    fn bytes(&self) -> usize {
+        (self.chunks.len() - self.vacant.len()) * CHUNK + self.slots.len() * SLOT_BYTES
+    }
+
+    fn row_mut(&mut self, place: Place) -> &mut [u8] {
+        match self.chunks.get_mut(place.chunk()) {
+            Some(Some(chunk)) => &mut chunk.bytes[place.offset()..chunk.used],
+            _ => &mut [],
+        }
+    }
+
+    fn row(&self, place: Place) -> &[u8] {
+        match self.chunks.get(place.chunk()) {
+            Some(Some(chunk)) => &chunk.bytes[place.offset()..chunk.used],
+            _ => &[],
+        }
+    }
+
+    fn find(&self, key: RowKey<'_>) -> Option<usize> {
+        let tag = tag_of(key.hash);
+        self.find_by(tag, |place| {
+            let row = self.row(place);
+            let header = Header::read(row);
+            header.keyspace == key.keyspace && row[HEADER..HEADER + header.key_len] == *key.key
+        })
+    }
+
+    fn find_by(&self, tag: u32, is_it: impl Fn(Place) -> bool) -> Option<usize> {
+        let mask = self.slots.len().checked_sub(1)?;
+        let mut at = tag as usize & mask;
+        loop {
+            let slot = self.slots[at];
+            if slot.place == VACANT {
+                return None;
+            }
+            if slot.tag == tag && is_it(Place(slot.place)) {
+                return Some(at);
+            }
+            at = (at + 1) & mask;
+        }
+    }
+
+    /// Vacates a slot, and moves those behind it that would not be found any more.
+    fn forget(&mut self, slot: usize) {
+        let mask = self.slots.len() - 1;
+        let (mut hole, mut at) = (slot, slot);
+        loop {
+            at = (at + 1) & mask;
+            let next = self.slots[at];
+            if next.place == VACANT {
+                break;
+            }
+            let home = next.tag as usize & mask;
+            // Whether the hole lies between its home and where it is.
+            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+                self.slots[hole] = next;
+                hole = at;
+            }
+        }
+        self.slots[hole] = EMPTY;
+        self.rows -= 1;
+    }
+
+    fn occupy(&mut self, tag: u32, place: Place) {
+        let mask = self.slots.len() - 1;
+        let mut at = tag as usize & mask;
+        while self.slots[at].place != VACANT {
+            at = (at + 1) & mask;
+        }
+        self.slots[at] = Slot { tag, place: place.0 };
+    }
+
+    fn ghost_of(&mut self, tag: u32) -> Option<&mut u32> {
+        let mask = self.ghosts.len().checked_sub(1)?;
+        Some(&mut self.ghosts[tag as usize & mask])
+    }
+
+    fn resize(&mut self, slots: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![EMPTY; slots]);
+        self.ghosts = vec![0; slots];
+        for slot in old.into_iter().filter(|slot| slot.place != VACANT) {
+            self.occupy(slot.tag, Place(slot.place));
+        }
+    }
+
+    /// A slot for one more row, of which at most seven of eight are in use.
+    fn reserve_slot(&mut self) -> bool {
+        if (self.rows + 1) * 8 <= self.slots.len() * 7 {
+            return true;
+        }
+        let slots = (2 * self.slots.len()).max(FEWEST_SLOTS);
+        let more = (slots - self.slots.len()) * SLOT_BYTES;
+        while self.bytes() + more > self.limit {
+            if !self.evict() {
+                return false;
+            }
+            if (self.rows + 1) * 8 <= self.slots.len() * 7 {
+                return true;
+            }
+        }
+        self.resize(slots);
+        true
+    }
+
+    fn queue(&mut self, which: Which) -> &mut Queue {
+        match which {
+            Which::Probation => &mut self.probation,
+            Which::Main => &mut self.main,
+        }
+    }
+
+    /// Whether the chunk that is being filled takes `len` bytes more.
+    fn fits(&mut self, which: Which, len: usize) -> bool {
+        let last = self.queue(which).0.back().copied();
+        let chunk = last.and_then(|last| self.chunks[last as usize].as_ref());
+        chunk.is_some_and(|chunk| chunk.used + len <= CHUNK)
+    }
+
+    fn reserve_room(&mut self, which: Which, len: usize) -> bool {
+        while !self.fits(which, len) {
+            if self.bytes() + CHUNK > self.limit {
+                if !self.evict() {
+                    return false;
+                }
+            } else {
+                self.begin_chunk(which);
+            }
+        }
+        true
+    }
+
+    fn begin_chunk(&mut self, which: Which) {
+        let chunk = Some(Chunk { bytes: vec![0; CHUNK].into(), used: 0 });
+        let number = match self.vacant.pop() {
+            Some(number) => {
+                self.chunks[number as usize] = chunk;
+                number
+            }
+            None => {
+                self.chunks.push(chunk);
+                (self.chunks.len() - 1) as u32
+            }
+        };
+        self.queue(which).0.push_back(number);
+    }
+
+    /// REQUIRES a slot and room.
+    fn append(&mut self, which: Which, header: Header, tag: u32, key: &[u8], value: &[u8]) {
+        let Some(&number) = self.queue(which).0.back() else { return };
+        let Some(chunk) = self.chunks[number as usize].as_mut() else { return };
+        let at = chunk.used;
+        chunk.used += header.row_len();
+        let row = &mut chunk.bytes[at..chunk.used];
+        header.write(row);
+        let (key_at, value_at) = (HEADER, HEADER + key.len());
+        row[key_at..value_at].copy_from_slice(key);
+        row[value_at..value_at + value.len()].copy_from_slice(value);
+        self.rows += 1;
+        self.occupy(tag, Place::new(number, at));
+    }
+
+    /// Lets the oldest chunk of a queue go; rows that were read are appended to the main queue, for which there is room then. Credits are finite, so repeating this frees memory. False: there is no chunk.
+    fn evict(&mut self) -> bool {
+        let chunks = self.chunks.len() - self.vacant.len();
+        let probation = self.probation.0.len() * PROBATION >= chunks || self.main.0.is_empty();
+        let which = if probation { Which::Probation } else { Which::Main };
+        let Some(number) = self.queue(which).0.pop_front() else { return false };
+        let Some(chunk) = self.chunks[number as usize].take() else { return true };
+        let mut moving = std::mem::take(&mut self.moving);
+        moving.clear();
+        let mut at = 0;
+        while at < chunk.used {
+            let header = Header::read(&chunk.bytes[at..]);
+            let row = &chunk.bytes[at..at + header.row_len()];
+            let place = Place::new(number, at);
+            at += header.row_len();
+            let key = &row[HEADER..HEADER + header.key_len];
+            let tag = tag_of(RowKey::new(header.keyspace, key, hash(key)).hash);
+            let Some(slot) = self.find_by(tag, |found| found == place) else { continue };
+            self.forget(slot);
+            if header.credit > 0 {
+                moving.extend_from_slice(row);
+            } else if which == Which::Probation
+                && let Some(ghost) = self.ghost_of(tag)
+            {
+                *ghost = tag;
+            }
+        }
+        self.vacant.push(number);
+        drop(chunk);
+        self.append_moving(&moving);
+        self.moving = moving;
+        true
+    }
+
+    /// What was in one chunk fits in the main queue's last and one more.
+    fn append_moving(&mut self, mut rows: &[u8]) {
+        while !rows.is_empty() {
+            let mut header = Header::read(rows);
+            let (row, rest) = rows.split_at(header.row_len());
+            rows = rest;
+            header.credit -= 1;
+            if !self.fits(Which::Main, header.row_len()) {
+                self.begin_chunk(Which::Main);
+            }
+            let (key, value) =
+                row[HEADER..HEADER + header.key_len + header.value_len].split_at(header.key_len);
+            let tag = tag_of(RowKey::new(header.keyspace, key, hash(key)).hash);
+            self.append(Which::Main, header, tag, key, value);
+        }
+    }
+
+    /// Asserts `row.found_once`.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let mut seen = std::collections::HashSet::new();
+        let mut rows = 0;
+        for slot in self.slots.iter().filter(|slot| slot.place != VACANT) {
+            let place = Place(slot.place);
+            let number = place.chunk() as u32;
+            let queues = [&self.probation, &self.main];
+            assert_eq!(queues.iter().map(|q| q.0.iter().filter(|&&c| c == number).count()).sum::<usize>(), 1);
+            let row = self.row(place);
+            let header = Header::read(row);
+            let key = &row[HEADER..HEADER + header.key_len];
+            assert!(seen.insert((header.keyspace, key.to_vec())));
+            let named = RowKey::new(header.keyspace, key, hash(key));
+            assert_eq!(self.find(named).map(|at| self.slots[at].place), Some(slot.place));
+            rows += 1;
+        }
+        assert_eq!(rows, self.rows);
+        let queued = self.probation.0.len() + self.main.0.len();
+        assert_eq!(queued, self.chunks.iter().flatten().count());
+        assert!(self.bytes() <= self.limit, "{} of {}", self.bytes(), self.limit);
+    }
+}
