@@ -125,6 +125,12 @@ impl RunCursor {
         }
     }
 
+    /// The meta block that a seek needs, if its segment holds it.
+    pub(crate) fn meta_at_hand(&self, seek: Seek<'_>) -> Option<Meta> {
+        let segment = &self.run.segments[self.segment_for(seek)?];
+        segment.pin.get().as_ref().map(|pinned| pinned.meta.clone())
+    }
+
     /// The meta block that a seek needs.
     pub(crate) fn meta_wanted(&self, seek: Seek<'_>) -> Option<PagerPageRef<'_>> {
         let segment = &self.run.segments[self.segment_for(seek)?];
@@ -138,29 +144,33 @@ impl RunCursor {
         })
     }
 
-    /// The data page that a seek needs, now that its meta block is there, and up to `count - 1` pages behind it in its segment.
-    pub(crate) fn pages_wanted(
-        &mut self,
+    /// The meta block of a seek, of the page that [`RunCursor::meta_wanted`] asked for.
+    pub(crate) fn parse_meta(&self, seek: Seek<'_>, page: Page) -> Result<Option<Meta>> {
+        let segment = self.segment_for(seek).map(|index| &self.run.segments[index]);
+        segment.map(|s| Meta::parse(page, s.extent.offset(), s.data_len)).transpose()
+    }
+
+    /// The data page that a seek needs by its meta block, and up to `count - 1` pages behind it in its segment.
+    pub(crate) fn pages_wanted<'a>(
+        &'a mut self,
         seek: Seek<'_>,
-        meta: Page,
+        meta: &'a Meta,
         count: usize,
-    ) -> Result<impl Iterator<Item = PagerPageRef<'_>>> {
+    ) -> impl Iterator<Item = PagerPageRef<'a>> {
         self.single_pages = SINGLE_PAGES.max(count);
         let segment = self.segment_for(seek).map(|index| &self.run.segments[index]);
-        let meta = segment.map(|s| Meta::parse(meta, s.extent.offset(), s.data_len)).transpose()?;
-        let pages = match (seek, &meta) {
-            (_, None) => 0..0,
-            (Seek::At(key), Some(meta)) => {
+        let pages = match seek {
+            Seek::At(key) => {
                 let first = meta.page_of(key);
                 first..(first + count).min(meta.pages())
             }
-            (Seek::Before(key), Some(meta)) => {
+            Seek::Before(key) => {
                 let last = key.map_or(meta.pages() - 1, |key| meta.page_of(key));
                 (last + 1).saturating_sub(count)..last + 1
             }
         };
-        Ok(pages.filter_map(move |page| {
-            let (segment, place) = (segment?, meta.as_ref()?.place(page)?);
+        pages.filter_map(move |page| {
+            let (segment, place) = (segment?, meta.place(page)?);
             Some(PagerPageRef {
                 extent: &segment.extent,
                 at: place.at,
@@ -169,12 +179,7 @@ impl RunCursor {
                 kind: PageKind::Data,
                 keep: true,
             })
-        }))
-    }
-
-    /// Bytes of the run's data pages with keys in `low..high`, about.
-    pub(crate) fn bytes_in(&self, low: &[u8], high: Option<&[u8]>) -> u64 {
-        self.run.bytes_in(low, high)
+        })
     }
 
     /// Seeks as told; afterwards only the direction's own step may be used.

@@ -17,6 +17,7 @@ pub mod fuzzing;
 mod garbage;
 mod get;
 mod hash;
+mod headed;
 mod iter;
 mod keyspace;
 mod memory;

@@ -4,8 +4,8 @@
 //! slower the writing, the less of that is in use, and a database that is only read gives its caches the whole budget but a slack for
 //! the trunk, iterators and the allocator. The caches give way at once, and get memory back slowly.
 //!
-//! What the caches have is shared between pages and rows: rows get most of it when the data is larger than the cache, and nothing when
-//! all pages fit, since a record in two places is memory wasted. Page indexes and filters, held by segments or in the page cache, come before rows, for every read of
+//! What the caches have is shared between pages and rows: rows get most of it when keys are being read and the data is larger than the cache, and
+//! nothing when all pages fit, since a record in two places is memory wasted. Page indexes and filters, held by segments or in the page cache, come before rows, for every read of
 //! a row that is not cached needs them.
 //!
 //! Called by the thread that keeps the log (after each piece of it that writers fill, and now and then), or with a background
@@ -25,6 +25,9 @@ const RETURN: usize = 4;
 /// Idle memory of memtables is given back after this long without a write.
 const IDLE: Duration = Duration::from_secs(2);
 
+/// Rows keep their part of the caches after this long without a point read.
+const POINTLESS: Duration = Duration::from_secs(10);
+
 /// What was seen at the last round.
 #[derive(Debug, Default)]
 pub(crate) struct Memory(Mutex<Seen>);
@@ -35,6 +38,9 @@ struct Seen {
     messages: u64,
     written_at: Duration,
     tasks: u64,
+    gets: u64,
+    /// When keys were last read, if ever.
+    read_at: Option<Duration>,
     /// What the caches leave to others.
     left: usize,
 }
@@ -51,7 +57,7 @@ fn row_limit(cache: usize, live: u64) -> usize {
     }
     // Indexes and filters take about a fortieth of the data.
     let indexes = usize::try_from(live / 40).unwrap_or(usize::MAX);
-    cache.saturating_sub(indexes).clamp(cache / 8, cache / 8 * 5)
+    cache.saturating_sub(indexes).clamp(cache / 8, cache / 4 * 3)
 }
 
 impl Seen {
@@ -73,7 +79,7 @@ impl Shared {
             state.peek().heads.iter().map(|head| head.table.bytes()).sum()
         };
         let mut need: usize = self.states().iter().map(|state| heads(state)).sum();
-        let left = {
+        let (left, pointwise) = {
             let mut seen = self.memory.0.lock();
             let (messages, tasks) = (self.counters.messages.load(Relaxed), self.counters.tasks.load(Relaxed));
             if messages != seen.messages {
@@ -87,13 +93,20 @@ impl Shared {
                 seen.tasks = tasks;
                 need += budget / 4;
             }
-            seen.leave(now, need + self.arenas.idle_bytes(), budget)
+            let gets = self.counters.gets.load(Relaxed);
+            if gets != seen.gets {
+                (seen.gets, seen.read_at) = (gets, Some(now));
+            }
+            let pointwise = seen.read_at.is_some_and(|at| now.saturating_sub(at) < POINTLESS);
+            (seen.leave(now, need + self.arenas.idle_bytes(), budget), pointwise)
         };
         let least = least_cache(budget, self.memtable_bytes);
         let cache = (budget - budget / SLACK).saturating_sub(left).max(least);
         self.pins.trim(cache / 2, || self.states().iter().map(|state| state.peek().root.clone()).collect());
-        self.rows.set_limit(row_limit(cache, self.pager.allocated_bytes()));
-        let pages = cache.saturating_sub(self.rows.stats().bytes).saturating_sub(self.pins.bytes());
+        let rows = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
+        self.rows.set_limit(rows);
+        // The rows' part is left alone from the beginning: pages that give way to rows one by one leave holes that the allocator cannot use for them.
+        let pages = cache.saturating_sub(rows).saturating_sub(self.pins.bytes());
         self.pager.set_cache_bytes(pages.max(cache / 8));
     }
 }
@@ -106,8 +119,8 @@ mod tests {
     fn rows_get_nothing_while_all_pages_fit_and_little_when_indexes_take_it_all() {
         let mib = 1 << 20;
         assert_eq!(row_limit(100 * mib, 90 << 20), 0);
-        assert_eq!(row_limit(100 * mib, 1 << 30), 100 * mib / 8 * 5);
-        assert_eq!(row_limit(100 * mib, 2 << 30), 100 * mib - (2 << 30) / 40);
+        assert_eq!(row_limit(100 * mib, 1 << 30), 100 * mib - (1 << 30) / 40);
+        assert_eq!(row_limit(100 * mib, 512 << 20), 75 * mib);
         assert_eq!(row_limit(100 * mib, 100 << 30), 100 * mib / 8);
     }
 

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use betree_pager::Extent;
 
+use crate::headed::{Headed, head_of};
 use crate::run::Run;
 use crate::segment::Segment;
 use crate::types::Seqno;
@@ -34,7 +35,7 @@ impl LeafId {
 }
 
 /// A key that pivots share.
-pub(crate) type Pivot = Arc<[u8]>;
+pub(crate) type Pivot = Headed<Arc<[u8]>>;
 
 /// A run in a node's buffer.
 #[derive(Debug, Clone)]
@@ -129,7 +130,7 @@ impl Node {
     /// A tree without any message.
     pub(crate) fn empty_root() -> Arc<Node> {
         let leaf = Target::Leaf(Leaf::of_base(None, Seqno(0)));
-        let child = Child { low: Arc::from(&b""[..]), cursor: 0, pending: 0, target: leaf };
+        let child = Child { low: Headed::new(Arc::from(&b""[..])), cursor: 0, pending: 0, target: leaf };
         Arc::new(Node {
             level: 1,
             children: vec![child],
@@ -147,7 +148,8 @@ impl Node {
     /// The child to which `key` belongs.
     #[inline]
     pub(crate) fn child_of(&self, key: &[u8]) -> usize {
-        self.children.partition_point(|c| *c.low <= *key).saturating_sub(1)
+        let head = head_of(key);
+        self.children.partition_point(|c| c.low.compare(head, key).is_le()).saturating_sub(1)
     }
 
     /// The first key above child `index`: its sibling's low key, or the node's own upper end.

@@ -24,6 +24,7 @@ use std::sync::{Arc, OnceLock};
 
 use betree_pager::{BLOCK, PageKind, Pager};
 
+use crate::headed::Headed;
 use crate::message::{get_varint, put_varint};
 use crate::node::{Child, Leaf, Node, NodePlace, Queued, Target};
 use crate::pins::Pin;
@@ -199,7 +200,12 @@ impl<'a> NodeReader<'a> {
                 }
             };
             let low = Arc::from(&child.low[..]);
-            children.push(Child { low, cursor: child.cursor, pending: child.pending, target });
+            children.push(Child {
+                low: Headed::new(low),
+                cursor: child.cursor,
+                pending: child.pending,
+                target,
+            });
         }
         let place = OnceLock::new();
         let _ = place.set(NodePlace { extent: Arc::new(extent), len: pointer.len, crc: pointer.crc });
@@ -216,7 +222,7 @@ impl<'a> NodeReader<'a> {
         if let Some(known) = self.segments.get(&offset) {
             let same = known.data_len == stored.data_len
                 && known.meta_crc == stored.meta_crc
-                && known.min == stored.min;
+                && *known.min == *stored.min;
             return if same {
                 Ok(known.clone())
             } else {
@@ -229,8 +235,8 @@ impl<'a> NodeReader<'a> {
             meta_len: stored.meta_len,
             meta_crc: stored.meta_crc,
             messages: stored.messages,
-            min: stored.min.clone(),
-            max: stored.max.clone(),
+            min: Headed::new(stored.min.clone()),
+            max: Headed::new(stored.max.clone()),
             samples: stored.samples.clone(),
             pin: Pin::default(),
         });

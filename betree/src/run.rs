@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 
+use crate::headed::head_of;
 use crate::segment::Segment;
 use crate::spans::Spans;
 use crate::types::Seqno;
@@ -31,8 +32,9 @@ impl Run {
     /// The only segment that may hold `key`.
     #[inline]
     pub(crate) fn segment_of(&self, key: &[u8]) -> Option<&Arc<Segment>> {
-        let at = self.segments.partition_point(|s| *s.max < *key);
-        self.segments.get(at).filter(|s| *s.min <= *key)
+        let head = head_of(key);
+        let at = self.segments.partition_point(|s| s.max.compare(head, key).is_lt());
+        self.segments.get(at).filter(|s| s.min.compare(head, key).is_le())
     }
 
     /// The segments with keys in `low..high`.

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use betree_pager::{BLOCK, Extent, Page, PageKind, Pager};
 
 use crate::filter;
+use crate::headed::Headed;
 use crate::pins::Pin;
 use crate::{Error, Result};
 
@@ -42,8 +43,8 @@ pub(crate) struct Segment {
     pub meta_len: u32,
     pub meta_crc: u32,
     pub messages: u32,
-    pub min: Box<[u8]>,
-    pub max: Box<[u8]>,
+    pub min: Headed<Box<[u8]>>,
+    pub max: Headed<Box<[u8]>>,
     /// Ascending keys at even distances (first keys of pages), for estimates only.
     pub samples: Box<[Box<[u8]>]>,
     /// The meta block, if point reads have it at hand.
@@ -94,8 +95,11 @@ impl Segment {
         u64::from(self.data_len) * share / (self.samples.len() as u64).max(1)
     }
 
-    /// The meta block, from the cache or by one read.
+    /// The meta block, at hand, from the cache or by one read.
     pub(crate) fn meta(&self, pager: &Pager) -> Result<Meta> {
+        if let Some(pinned) = &*self.pin.get() {
+            return Ok(pinned.meta.clone());
+        }
         let page = pager.get(&self.extent, self.data_len, self.meta_len, self.meta_crc, PageKind::Meta)?;
         Meta::parse(page, self.extent.offset(), self.data_len)
     }

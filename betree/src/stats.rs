@@ -56,6 +56,14 @@ pub struct Stats {
     pub cache_hits: u64,
     /// Page look-ups that had to read.
     pub cache_misses: u64,
+    /// Memory of the row cache.
+    pub row_bytes: u64,
+    /// Rows in it.
+    pub row_count: u64,
+    /// Point reads that found a row there, used or not.
+    pub row_hits: u64,
+    /// Memory of page indexes and filters that segments hold for point reads.
+    pub index_bytes: u64,
     /// Bytes appended to the log.
     pub log_bytes_appended: u64,
     /// Bytes of log files that a recovery would read.
@@ -130,6 +138,7 @@ impl Shared {
         let pager = self.pager.stats();
         let wal = self.wal.stats();
         let c = &self.counters;
+        let rows = self.rows.stats();
         let get = |counter: &Counter| counter.load(Relaxed);
         let mut stats = Stats {
             uptime_ms: self.opened.elapsed().as_millis() as u64,
@@ -138,6 +147,10 @@ impl Shared {
             cache_bytes: pager.cache.bytes,
             cache_hits: pager.cache.data.hits + pager.cache.meta.hits,
             cache_misses: pager.cache.data.misses + pager.cache.meta.misses,
+            row_bytes: rows.bytes as u64,
+            row_count: rows.rows as u64,
+            row_hits: rows.hits,
+            index_bytes: self.pins.bytes() as u64,
             log_bytes_appended: wal.appended_bytes,
             log_bytes_live: self.wal.end().0
                 - self.checkpoint.try_lock().map_or(self.wal.end(), |d| d.log_start).0,

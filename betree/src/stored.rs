@@ -103,8 +103,8 @@ impl StoredSegment {
             meta_len: segment.meta_len,
             meta_crc: segment.meta_crc,
             messages: segment.messages,
-            min: segment.min.clone(),
-            max: segment.max.clone(),
+            min: (*segment.min).into(),
+            max: (*segment.max).into(),
             samples: segment.samples.clone(),
         }
     }

@@ -9,6 +9,7 @@ use betree_pager::{Pager, PagerIo};
 use betree_storage::AlignedBuf;
 
 use crate::Result;
+use crate::headed::head_of;
 use crate::message::{Kind, MessageRef};
 use crate::page::PageRef;
 use crate::run::Run;
@@ -60,19 +61,6 @@ pub(crate) struct RunStream {
     pub key: Vec<u8>,
     pub head: u64,
     valid: bool,
-}
-
-/// The first eight bytes of a key as a number that orders as the keys do (ties are undecided).
-#[inline]
-pub(crate) fn head_of(key: &[u8]) -> u64 {
-    match key.first_chunk::<8>() {
-        Some(head) => u64::from_be_bytes(*head),
-        None => {
-            let mut head = [0; 8];
-            head[..key.len()].copy_from_slice(key);
-            u64::from_be_bytes(head)
-        }
-    }
 }
 
 impl RunStream {

@@ -9,6 +9,7 @@
 
 use std::sync::{Arc, OnceLock};
 
+use crate::headed::Headed;
 use crate::node::{Child, Leaf, LeafId, Node, Queued, Target};
 use crate::options::TreeOptions;
 use crate::run::Run;
@@ -266,7 +267,7 @@ pub(crate) fn replace_leaf(
         }
         let pending = old.pending.saturating_sub(change.taken) / change.new.len().max(1) as u64;
         let children = change.new.iter().map(|(low, leaf)| Child {
-            low: low.as_ref().map_or_else(|| old.low.clone(), |l| Arc::from(&l[..])),
+            low: low.as_ref().map_or_else(|| old.low.clone(), |l| Headed::new(Arc::from(&l[..]))),
             cursor: old.cursor.max(change.cursor),
             pending,
             target: Target::Leaf(leaf.clone()),

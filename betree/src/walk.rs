@@ -19,6 +19,7 @@ use crate::node::Target;
 use crate::operands;
 use crate::operator::MergeOperator;
 use crate::run::Run;
+use crate::segment::Meta;
 use crate::spans::Spans;
 use crate::types::Seqno;
 use crate::view::View;
@@ -132,19 +133,26 @@ impl Walk {
         let view = self.view.clone();
         let mut node = &view.root;
         let mut node_high: Option<&[u8]> = None;
-        let mut runs: Vec<&Arc<Run>> = Vec::with_capacity(16);
+        // With an estimate of the bytes of each in the leaf's range.
+        let mut runs: Vec<(&Arc<Run>, u64)> = Vec::with_capacity(16);
         loop {
             let index = match seek {
                 Seek::At(key) => node.child_of(key),
                 Seek::Before(None) => node.children.len() - 1,
                 Seek::Before(Some(key)) => node.children.partition_point(|c| *c.low < *key).saturating_sub(1),
             };
-            runs.extend(node.pending_runs(index).map(|q| &q.run));
+            // What waits for an inner child is for many leaves.
+            let (waiting, leaves) = match &node.children[index].target {
+                Target::Node(below) => (node.children[index].pending, below.children.len()),
+                Target::Leaf(_) => (node.children[index].pending, 1),
+            };
+            let share = waiting / (leaves * node.pending_runs(index).count().max(1)) as u64;
+            runs.extend(node.pending_runs(index).map(|q| (&q.run, share)));
             node_high = node.high_of(index, node_high);
             match &node.children[index].target {
                 Target::Node(below) => node = below,
                 Target::Leaf(leaf) => {
-                    runs.extend(leaf.runs());
+                    runs.extend(leaf.runs().map(|run| (run, run.bytes())));
                     self.leaf_low.clear();
                     self.leaf_low.extend_from_slice(&node.children[index].low);
                     break;
@@ -162,7 +170,8 @@ impl Walk {
         let mut newer = Spans::default();
         self.spans.iter().for_each(|s| newer.union(&s.clip(from, to)));
         let mut cursors: Vec<RunCursor> = Vec::with_capacity(runs.len());
-        for run in runs {
+        let mut sizes = Vec::with_capacity(runs.len());
+        for (run, size) in runs {
             if newer.covers(from, to) {
                 break;
             }
@@ -171,6 +180,7 @@ impl Walk {
             }
             let spans = run.spans.clip(from, to);
             cursors.push(RunCursor::new(&self.pager, run.clone()));
+            sizes.push(size);
             newer.union(&spans);
             self.spans.push(spans);
         }
@@ -183,7 +193,7 @@ impl Walk {
                 (a, b) => a.or(b),
             }),
         };
-        let warm = self.warm(&mut cursors, seek, from, to)?;
+        let warm = self.warm(&mut cursors, &sizes, seek)?;
         for mut cursor in cursors {
             cursor.go(seek)?;
             self.sources.push(Source::Run(Box::new(cursor)));
@@ -197,27 +207,28 @@ impl Walk {
     fn warm(
         &self,
         cursors: &mut [RunCursor],
+        sizes: &[u64],
         seek: Seek<'_>,
-        from: &[u8],
-        to: Option<&[u8]>,
     ) -> Result<Vec<betree_pager::Page>> {
-        let wants: Vec<_> = cursors.iter().filter_map(|c| c.meta_wanted(seek)).collect();
-        let mut metas = self.pager.get_many(&wants).into_iter();
-        let mut wants = Vec::with_capacity(cursors.len());
+        let mut metas: Vec<Option<Meta>> = cursors.iter().map(|c| c.meta_at_hand(seek)).collect();
+        let missing: Vec<usize> = (0..cursors.len()).filter(|&i| metas[i].is_none()).collect();
+        let (missing, wants): (Vec<_>, Vec<_>) =
+            missing.into_iter().filter_map(|i| Some((i, cursors[i].meta_wanted(seek)?))).unzip();
         let mut held = Vec::with_capacity(3 * cursors.len());
+        let pages = if wants.is_empty() { Vec::new() } else { self.pager.get_many(&wants) };
+        for (i, page) in missing.into_iter().zip(pages) {
+            let page = page?;
+            held.push(page.clone());
+            metas[i] = cursors[i].parse_meta(seek, page)?;
+        }
         // Of what is expected, each run has the share that it has of the leaf.
-        let sizes: Vec<u64> = cursors.iter().map(|c| c.bytes_in(from, to)).collect();
         let all = sizes.iter().sum::<u64>().max(1);
-        for (cursor, size) in cursors.iter_mut().zip(sizes) {
-            if cursor.meta_wanted(seek).is_none() {
-                continue;
-            }
-            let Some(meta) = metas.next() else { break };
-            let meta = meta?;
-            held.push(meta.clone());
+        let mut wants = Vec::with_capacity(2 * cursors.len());
+        for ((cursor, meta), size) in cursors.iter_mut().zip(&metas).zip(sizes) {
+            let Some(meta) = meta else { continue };
             // A walk begins somewhere within its first page.
-            let pages = (self.expected * size / all + BLOCK as u64 / 2) / BLOCK as u64;
-            wants.extend(cursor.pages_wanted(seek, meta, 1 + (pages as usize).min(MOST_TOGETHER))?);
+            let more = (self.expected * size / all + BLOCK as u64 / 2) / BLOCK as u64;
+            wants.extend(cursor.pages_wanted(seek, meta, 1 + (more as usize).min(MOST_TOGETHER)));
         }
         for page in self.pager.get_many(&wants) {
             held.push(page?);

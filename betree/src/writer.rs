@@ -13,6 +13,7 @@ use betree_storage::AlignedBuf;
 use crate::Result;
 use crate::filter;
 use crate::hash::hash;
+use crate::headed::Headed;
 use crate::message::MessageRef;
 use crate::options::TreeOptions;
 use crate::page::PageBuilder;
@@ -219,8 +220,8 @@ impl<'a> RunWriter<'a> {
             meta_len: meta_len as u32,
             meta_crc,
             messages: messages as u32,
-            min: self.min.as_slice().into(),
-            max: self.last.as_slice().into(),
+            min: Headed::new(self.min.as_slice().into()),
+            max: Headed::new(self.last.as_slice().into()),
             samples: std::mem::take(&mut self.samples).into(),
             pin: Pin::default(),
         });
