@@ -351,6 +351,10 @@ fn compact_leaf(
     let runs: Vec<Arc<Run>> = pending.iter().chain(leaf.runs()).cloned().collect();
     let (first, last) = seqnos(runs.iter());
     let total: u64 = runs.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
+    // What will be left: of what is pending, as much is overwriting as of the deltas.
+    let (base, deltas) = (leaf.base_bytes(), leaf.delta_bytes());
+    let overwriting = leaf.garbage.min(deltas) * total.saturating_sub(base) / deltas.max(1);
+    let total = total - overwriting.min(base);
     // One leaf while it fits, else parts that have room to grow.
     let parts = if total <= options.leaf_bytes as u64 {
         1
