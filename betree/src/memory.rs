@@ -24,9 +24,8 @@ const SLACK: usize = 8;
 const RETURN: usize = 4;
 /// Idle memory of memtables is given back after this long without a write.
 const IDLE: Duration = Duration::from_secs(2);
-
 /// Rows keep their part of the caches after this long without a point read.
-const POINTLESS: Duration = Duration::from_secs(10);
+const ROWS_STAY: Duration = Duration::from_secs(10);
 
 /// What was seen at the last round.
 #[derive(Debug, Default)]
@@ -97,7 +96,7 @@ impl Shared {
             if gets != seen.gets {
                 (seen.gets, seen.read_at) = (gets, Some(now));
             }
-            let pointwise = seen.read_at.is_some_and(|at| now.saturating_sub(at) < POINTLESS);
+            let pointwise = seen.read_at.is_some_and(|at| now.saturating_sub(at) < ROWS_STAY);
             (seen.leave(now, need + self.arenas.idle_bytes(), budget), pointwise)
         };
         let least = least_cache(budget, self.memtable_bytes);

@@ -222,12 +222,12 @@ impl Walk {
             metas[i] = cursors[i].parse_meta(seek, page)?;
         }
         // Of what is expected, each run has the share that it has of the leaf.
-        let all = sizes.iter().sum::<u64>().max(1);
+        let all = sizes.iter().copied().fold(1, u64::saturating_add);
         let mut wants = Vec::with_capacity(2 * cursors.len());
         for ((cursor, meta), size) in cursors.iter_mut().zip(&metas).zip(sizes) {
             let Some(meta) = meta else { continue };
             // A walk begins somewhere within its first page.
-            let more = (self.expected * size / all + BLOCK as u64 / 2) / BLOCK as u64;
+            let more = (self.expected.saturating_mul(*size) / all + BLOCK as u64 / 2) / BLOCK as u64;
             wants.extend(cursor.pages_wanted(seek, meta, 1 + (more as usize).min(MOST_TOGETHER)));
         }
         for page in self.pager.get_many(&wants) {
