@@ -15,13 +15,14 @@ use std::time::{Duration, Instant};
 use betree_storage::primitives::MutexGuard;
 use betree_wal::Lsn;
 
-use crate::message::{Head, MessageRef, Messages};
+use crate::message::{Head as RecordHead, MessageRef, Messages};
 use crate::options::Durability;
-use crate::room::Nature;
+use crate::room::{Nature, cost_in};
 use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
 use crate::types::Seqno;
+use crate::view::Head;
 use crate::{Error, Result, WriteBatch};
 
 /// Longest wait for room before a writer looks again whether it will ever come.
@@ -41,16 +42,18 @@ impl Shared {
         {
             let mut commit = self.lock_with_room(&[state])?;
             let nature = if message.kind.is_delete() { Nature::Deletes } else { Nature::Writes };
-            let cost = self.cost_in(state, bytes as u64, 1);
+            // No other view can come while the lock is held that makes another memtable the active one.
+            let view = state.peek();
+            let active = &*view.heads[0];
+            let cost = cost_in(state, active, bytes as u64, 1);
             let means = self.secure(&mut commit, cost, nature)?;
             let first = commit.next;
-            let mut head = Head::of_batch(first, 1);
+            let mut head = RecordHead::of_batch(first, 1);
             head.message(state.id, message);
             let parts = [head.bytes(), message.key, message.value];
-            end = self.log(&mut commit, &parts, nature, durability, &[state])?;
-            let view = state.peek();
-            view.heads[0].table.apply_one(first, message);
-            self.charge(&mut commit, &view.heads[0], cost, means);
+            end = self.log(&mut commit, &parts, nature, durability, &[active])?;
+            active.table.apply_one(first, message);
+            self.charge(&mut commit, active, cost, means);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);
         }
@@ -77,32 +80,34 @@ impl Shared {
         let end;
         {
             let mut commit = self.lock_with_room(states)?;
-            let costs = self.costs(encoded, count, states);
+            let views: Vec<_> = states.iter().map(|state| state.peek()).collect();
+            let active: Vec<&Head> = views.iter().map(|view| &*view.heads[0]).collect();
+            let costs = costs(encoded, count, states, &active);
             let means = self.secure(&mut commit, costs.iter().sum(), nature)?;
             let first = commit.next;
-            let header = Head::of_batch(first, count);
-            end = self.log(&mut commit, &[header.bytes(), encoded], nature, durability, states)?;
-            match states {
-                [state] => {
+            let header = RecordHead::of_batch(first, count);
+            end = self.log(&mut commit, &[header.bytes(), encoded], nature, durability, &active)?;
+            match active[..] {
+                [active] => {
                     let mut seqno = first.0;
                     let mut messages = Messages::new(encoded).map(|(_, message)| {
                         seqno += 1;
                         (Seqno(seqno - 1), message)
                     });
-                    state.peek().heads[0].table.apply(&mut messages);
+                    active.table.apply(&mut messages);
                 }
                 _ => {
-                    for state in states {
+                    for (state, active) in states.iter().zip(&active) {
                         let mut messages = Messages::new(encoded)
                             .enumerate()
                             .filter(|(_, (id, _))| *id == state.id)
                             .map(|(i, (_, message))| (Seqno(first.0 + i as u64), message));
-                        state.peek().heads[0].table.apply(&mut messages);
+                        active.table.apply(&mut messages);
                     }
                 }
             }
-            for (state, cost) in states.iter().zip(costs) {
-                self.charge(&mut commit, &state.peek().heads[0], cost, means);
+            for (active, cost) in active.iter().zip(costs) {
+                self.charge(&mut commit, active, cost, means);
             }
             let last = first.0 + u64::from(count) - 1;
             commit.next = Seqno(last + 1);
@@ -111,21 +116,6 @@ impl Shared {
         Counters::add(&self.counters.user_bytes, batch.user_bytes);
         Counters::add(&self.counters.messages, u64::from(count));
         self.make_durable(end, durability)
-    }
-
-    /// What the messages of a batch cost in each keyspace. REQUIRES: the commit lock.
-    fn costs(&self, encoded: &[u8], count: u32, states: &[&State]) -> Vec<u64> {
-        if let [state] = states {
-            return vec![self.cost_in(state, encoded.len() as u64, u64::from(count))];
-        }
-        let mut sums = vec![(0u64, 0u64); states.len()];
-        for (id, message) in Messages::new(encoded) {
-            if let Some(at) = states.iter().position(|state| state.id == id) {
-                sums[at].0 += (message.key.len() + message.value.len()) as u64;
-                sums[at].1 += 1;
-            }
-        }
-        states.iter().zip(sums).map(|(state, (bytes, count))| self.cost_in(state, bytes, count)).collect()
     }
 
     /// What must hold before a write is considered, and the smooth part of back-pressure.
@@ -198,11 +188,11 @@ impl Shared {
         parts: &[&[u8]],
         nature: Nature,
         durability: Durability,
-        states: &[&State],
+        active: &[&Head],
     ) -> Result<Option<Lsn>> {
         if durability == Durability::None {
-            for state in states {
-                state.peek().heads[0].unlogged.store(true, Ordering::Relaxed);
+            for head in active {
+                head.unlogged.store(true, Ordering::Relaxed);
             }
             return Ok(None);
         }
@@ -215,10 +205,9 @@ impl Shared {
         if nature == Nature::Deletes && self.wal.reserve_missing() {
             self.scheduler.squeeze();
         }
-        for state in states {
-            let view = state.peek();
-            if view.heads[0].first_lsn.get().is_none() {
-                let _ = view.heads[0].first_lsn.set(start);
+        for head in active {
+            if head.first_lsn.get().is_none() {
+                let _ = head.first_lsn.set(start);
             }
         }
         Ok(Some(end))
@@ -259,6 +248,22 @@ impl Shared {
             self.scheduler.wake();
         }
     }
+}
+
+/// What the messages of a batch cost in each keyspace, with its active memtable.
+fn costs(encoded: &[u8], count: u32, states: &[&State], active: &[&Head]) -> Vec<u64> {
+    if let ([state], [active]) = (states, active) {
+        return vec![cost_in(state, active, encoded.len() as u64, u64::from(count))];
+    }
+    let mut sums = vec![(0u64, 0u64); states.len()];
+    for (id, message) in Messages::new(encoded) {
+        if let Some(at) = states.iter().position(|state| state.id == id) {
+            sums[at].0 += (message.key.len() + message.value.len()) as u64;
+            sums[at].1 += 1;
+        }
+    }
+    let each = states.iter().zip(active).zip(sums);
+    each.map(|((state, active), (bytes, count))| cost_in(state, active, bytes, count)).collect()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use betree_storage::AlignedBuf;
 
 use crate::Result;
 use crate::garbage::Probe;
+use crate::hash::hash;
 use crate::merge::Merge;
 use crate::node::{Leaf, Node, Target};
 use crate::options::TreeOptions;
@@ -231,7 +232,8 @@ pub(crate) fn flush_to_leaf(
     } else {
         let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
         let deltas = leaf.delta_bytes() + arriving;
-        let share = |percent: usize| leaf.base_bytes() * percent as u64 / 100;
+        let spread = spread(leaf, &site.low);
+        let share = |percent: usize| leaf.base_bytes() * percent as u64 * spread / 10_000;
         let compact = force
             || leaf.base.is_none()
             || deltas >= share(options.leaf_delta_percent)
@@ -255,6 +257,13 @@ pub(crate) fn flush_to_leaf(
         shared.pressure.drained(child.pending, &*shared.storage);
     }
     Ok(done)
+}
+
+/// Percent of the limits of delta and garbage at which this leaf is compacted, 75 to 125: leaves that are written to alike would else be
+/// compacted all at the same time, and the disk would be fullest just before.
+fn spread(leaf: &Leaf, low: &[u8]) -> u64 {
+    let last = leaf.base.as_ref().map_or(0, |run| run.last.0);
+    75 + hash(low).wrapping_add(hash(&last.to_le_bytes())) % 51
 }
 
 /// Most segments of a leaf that were moved in by reference.
@@ -367,24 +376,45 @@ fn compact_leaf(
         Merge::new(&shared.pager, &mut io.read, state.operator(), &runs, &site.low, site.high(), true)?;
     shared.counters.compact_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.compact_written);
-    let mut new: NewLeaves = Vec::new();
+    let mut written: Vec<Part> = Vec::new();
     let mut low: Option<Vec<u8>> = None;
-    let settled = last.max(leaf.settled);
-    let leaf_of = |segments| {
-        let run = Run { segments, spans: Spans::default(), first, last };
-        Leaf::of_base(Some(Arc::new(run)), settled)
-    };
     while let Some(message) = merge.step()? {
         if writer.run_bytes() >= part_bytes {
             let segments = writer.cut()?;
             let above = separator(writer.last_key(), message.key).to_vec();
-            new.push((low.replace(above), leaf_of(segments)));
+            written.push(Part { low: low.replace(above), segments });
         }
         writer.push(message)?;
     }
     let segments = writer.cut()?;
+    written.push(Part { low, segments });
     writer.finish()?;
     shared.storage.reached("leaf-compacted");
-    new.push((low, leaf_of(segments)));
-    Ok(new)
+    let settled = last.max(leaf.settled);
+    let leaf_of = |part: Part| {
+        let run = Run { segments: part.segments, spans: Spans::default(), first, last };
+        (part.low, Leaf::of_base(Some(Arc::new(run)), settled))
+    };
+    Ok(join_parts(written, options.leaf_bytes as u64).into_iter().map(leaf_of).collect())
+}
+
+/// What may become a leaf: its low key, if it is not the first, and its segments.
+struct Part {
+    low: Option<Vec<u8>>,
+    segments: Vec<Arc<Segment>>,
+}
+
+/// Neighbours that fit into one leaf together become one: more than expected was overwritten or deleted.
+fn join_parts(parts: Vec<Part>, leaf_bytes: u64) -> Vec<Part> {
+    let bytes = |segments: &[Arc<Segment>]| segments.iter().map(|s| u64::from(s.data_len)).sum::<u64>();
+    let mut joined: Vec<Part> = Vec::new();
+    for part in parts {
+        match joined.last_mut() {
+            Some(last) if bytes(&last.segments) + bytes(&part.segments) <= leaf_bytes => {
+                last.segments.extend(part.segments);
+            }
+            _ => joined.push(part),
+        }
+    }
+    joined
 }

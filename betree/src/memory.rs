@@ -20,9 +20,11 @@ use crate::shared::Shared;
 
 /// The part of the budget that is nobody's.
 const SLACK: usize = 8;
+/// Buffers that background work keeps for its next reads and writes have this part of the budget at most.
+pub(crate) const IDLE_BUFFERS: usize = 16;
 /// The caches get back this part of the budget per second at most.
 const RETURN: usize = 4;
-/// Idle memory of memtables is given back after this long without a write.
+/// After this long without a write, idle memory of memtables is given back, and leaves are settled (`scheduler`).
 const IDLE: Duration = Duration::from_secs(2);
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
@@ -67,6 +69,13 @@ impl Seen {
         self.at = now;
         self.left = need.max(self.left.saturating_sub(back as usize));
         self.left
+    }
+}
+
+impl Memory {
+    /// Whether nothing has been written for a while.
+    pub(crate) fn at_rest(&self, now: Duration) -> bool {
+        now.saturating_sub(self.0.lock().written_at) > IDLE
     }
 }
 

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use betree_pager::Extent;
 
 use crate::headed::{Headed, head_of};
+use crate::options::TreeOptions;
 use crate::run::Run;
 use crate::segment::Segment;
 use crate::types::Seqno;
@@ -115,6 +116,9 @@ pub(crate) struct NodePlace {
     pub crc: u32,
 }
 
+/// Called with a leaf's parent, its index there, and its key range.
+pub(crate) type LeafVisitor<'a> = dyn FnMut(&'a Arc<Node>, usize, &'a [u8], Option<&'a [u8]>) + 'a;
+
 /// Trunk vertex.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -124,20 +128,83 @@ pub(crate) struct Node {
     pub queue: Vec<Queued>,
     pub next_number: u64,
     pub place: OnceLock<NodePlace>,
+    /// What [`Node::census`] found.
+    census: OnceLock<Census>,
+}
+
+/// What waits for the children of one node, those of its descendants not counted.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Census {
+    /// Whether anything is pending (or, when all is due, not compacted).
+    pub any: bool,
+    /// The largest score of a child, and the average of all.
+    pub heaviest: f64,
+    pub average: f64,
+    /// Bytes overdue.
+    pub overdue: u64,
+    /// Bytes that the largest single flush or compaction may write.
+    pub largest: u64,
 }
 
 impl Node {
+    /// The share of its limits that child `index` has used up: runs pending, and bytes pending against half a leaf; 0: nothing is pending.
+    /// `all_due`: nothing may be left pending, and no delta.
+    pub(crate) fn score(&self, index: usize, options: &TreeOptions, all_due: bool) -> f64 {
+        let child = &self.children[index];
+        let runs = self.queue.len() - self.queue.partition_point(|q| q.number < child.cursor);
+        let rough = all_due && matches!(&child.target, Target::Leaf(l) if !l.deltas.is_empty());
+        let least = if all_due && (runs > 0 || rough) { 1.0 } else { 0.0 };
+        if runs == 0 {
+            return least;
+        }
+        let by_runs = runs as f64 / options.max_runs as f64;
+        by_runs.max(child.pending as f64 / (options.leaf_bytes as f64 / 2.0)).max(least)
+    }
+
+    /// What waits for its children. Found once per node, since a change makes new nodes.
+    pub(crate) fn census(&self, options: &TreeOptions) -> &Census {
+        self.census.get_or_init(|| self.take_census(options, false))
+    }
+
+    /// As [`Node::census`], of this moment.
+    pub(crate) fn take_census(&self, options: &TreeOptions, all_due: bool) -> Census {
+        let mut census = Census::default();
+        let (mut sum, mut pending) = (0.0, 0);
+        for (i, child) in self.children.iter().enumerate() {
+            let score = self.score(i, options, all_due);
+            if score == 0.0 {
+                continue;
+            }
+            let below = match &child.target {
+                Target::Leaf(leaf) => leaf.base_bytes() + leaf.delta_bytes(),
+                Target::Node(_) => 0,
+            };
+            census.any = true;
+            census.heaviest = census.heaviest.max(score);
+            census.largest = census.largest.max(child.pending + below);
+            sum += score;
+            pending += child.pending;
+            if score >= 1.0 {
+                census.overdue += child.pending;
+            }
+        }
+        census.average = sum / self.children.len() as f64;
+        if census.average > 0.5 && census.average < 1.0 {
+            census.overdue += (pending as f64 * (census.average - 0.5)) as u64;
+        }
+        census
+    }
+
+    /// A node that no checkpoint has needed yet.
+    pub(crate) fn new(level: u32, children: Vec<Child>, queue: Vec<Queued>, next_number: u64) -> Node {
+        Node { level, children, queue, next_number, place: OnceLock::new(), census: OnceLock::new() }
+    }
+
     /// A tree without any message.
     pub(crate) fn empty_root() -> Arc<Node> {
         let leaf = Target::Leaf(Leaf::of_base(None, Seqno(0)));
         let child = Child { low: Headed::new(Arc::from(&b""[..])), cursor: 0, pending: 0, target: leaf };
-        Arc::new(Node {
-            level: 1,
-            children: vec![child],
-            queue: Vec::new(),
-            next_number: 0,
-            place: OnceLock::new(),
-        })
+        Arc::new(Node::new(1, vec![child], Vec::new(), 0))
     }
 
     /// Smallest key that belongs to it.
@@ -174,17 +241,13 @@ impl Node {
         }
     }
 
-    /// Visits every leaf with its key range.
-    pub(crate) fn visit_leaves<'a>(
-        self: &'a Arc<Node>,
-        high: Option<&'a [u8]>,
-        visit: &mut dyn FnMut(&'a Arc<Leaf>, &'a [u8], Option<&'a [u8]>),
-    ) {
+    /// Visits every leaf by its parent and index, with its key range.
+    pub(crate) fn visit_leaves<'a>(self: &'a Arc<Node>, high: Option<&'a [u8]>, visit: &mut LeafVisitor<'a>) {
         for (i, child) in self.children.iter().enumerate() {
             let child_high = self.high_of(i, high);
             match &child.target {
                 Target::Node(node) => node.visit_leaves(child_high, visit),
-                Target::Leaf(leaf) => visit(leaf, &child.low, child_high),
+                Target::Leaf(_) => visit(self, i, &child.low, child_high),
             }
         }
     }

@@ -20,7 +20,7 @@
 //! every count by the bytes left; a node that breaks `node.pivots_sorted`, `buffer.runs_ordered` or `tree.levels_uniform` is refused.
 
 use std::collections::HashMap;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use betree_pager::{BLOCK, PageKind, Pager};
 
@@ -207,9 +207,9 @@ impl<'a> NodeReader<'a> {
                 target,
             });
         }
-        let place = OnceLock::new();
-        let _ = place.set(NodePlace { extent: Arc::new(extent), len: pointer.len, crc: pointer.crc });
-        Ok(Arc::new(Node { level: own_level, children, queue, next_number: stored.next_number, place }))
+        let node = Node::new(own_level, children, queue, stored.next_number);
+        let _ = node.place.set(NodePlace { extent: Arc::new(extent), len: pointer.len, crc: pointer.crc });
+        Ok(Arc::new(node))
     }
 
     fn run(&mut self, stored: &StoredRun) -> Result<Arc<Run>> {

@@ -107,7 +107,7 @@ impl Default for TreeOptions {
             leaf_bytes: 4 << 20,
             max_runs: 10,
             leaf_delta_percent: 120,
-            leaf_garbage_percent: 40,
+            leaf_garbage_percent: 60,
             page_bytes: 4096,
             segment_bytes: 2 << 20,
             filter_bits: 16,

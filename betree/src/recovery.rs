@@ -106,6 +106,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     let lock = storage.lock()?;
     let pager_options = betree_pager::Options {
         cache_bytes: memory::least_cache(options.memory, memtable_bytes),
+        idle_buffer_bytes: options.memory / memory::IDLE_BUFFERS,
         create: options.create_if_missing,
         min_growth: (options.memory as u64 / 32).clamp(1 << 20, 16 << 20),
         reserve: reserve_bytes(&options, memtable_bytes),

@@ -78,6 +78,13 @@ pub(crate) fn flush_percent(tree: &crate::TreeOptions) -> u64 {
     200 + 100 * 4 * (tree.page_bytes as u64 + 4096) / tree.segment_bytes as u64
 }
 
+/// What messages for `state` cost, the cost of its memtable `active` included if they are its first.
+pub(crate) fn cost_in(state: &State, active: &Head, bytes: u64, messages: u64) -> u64 {
+    let charge = &active.charge;
+    let any = charge.promised.load(Relaxed) > 0 || charge.reserved.load(Relaxed) > 0;
+    (if any { 0 } else { PER_MEMTABLE }) + flush_cost(state.flush_percent, bytes, messages)
+}
+
 impl Shared {
     /// Sees to it that a flush of this `cost` can be paid for, beside what was secured before.
     #[inline]
@@ -153,14 +160,6 @@ impl Shared {
             tree.segment_bytes = tree.segment_bytes.min(tree.page_bytes + SHORT_SEGMENT);
         }
         tree
-    }
-
-    /// What messages for `state` cost, the memtable's own cost included if they are its first.
-    pub(crate) fn cost_in(&self, state: &State, bytes: u64, messages: u64) -> u64 {
-        let view = state.peek();
-        let charge = &view.heads[0].charge;
-        let any = charge.promised.load(Relaxed) > 0 || charge.reserved.load(Relaxed) > 0;
-        (if any { 0 } else { PER_MEMTABLE }) + flush_cost(state.flush_percent, bytes, messages)
     }
 
     /// Charges the messages that were just applied to `head`.

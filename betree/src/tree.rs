@@ -7,7 +7,7 @@
 //! Source of the shape: Bender et al., "An Introduction to Bε-trees and Write-Optimization" (;login:, October 2015);
 //! buffers as queues of runs with per-child cursors after Conway et al., "SplinterDB" (USENIX ATC 2020).
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use crate::headed::Headed;
 use crate::node::{Child, Leaf, LeafId, Node, Queued, Target};
@@ -34,13 +34,7 @@ impl Draft {
     }
 
     fn finish(self) -> Arc<Node> {
-        Arc::new(Node {
-            level: self.level,
-            children: self.children,
-            queue: self.queue,
-            next_number: self.next_number,
-            place: OnceLock::new(),
-        })
+        Arc::new(Node::new(self.level, self.children, self.queue, self.next_number))
     }
 
     /// The first key above child `index`.

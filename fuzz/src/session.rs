@@ -7,11 +7,15 @@ use std::collections::VecDeque;
 use std::ops::{Bound, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use betree::{Db, Durability, Keyspace, Snapshot};
 use betree_testkit::{Change, Content, Edit, End, Op, Oracle, SimStorage};
 
 use crate::{SPACES, Shape, digest_all, read_all, read_snapshot};
+
+/// So many steps of background work come after a rest, in which nobody writes.
+const REST: usize = 6;
 
 /// Where the database lies.
 #[derive(Debug, Clone)]
@@ -301,6 +305,9 @@ impl Session {
                 self.durable = self.oracle.len();
             }
             Op::Background(steps) => {
+                if let (REST, Place::Disk(disk)) = (*steps, &self.place) {
+                    disk.as_storage().pause(Duration::from_secs(5));
+                }
                 for _ in 0..*steps {
                     if !self.db().run_background()? {
                         break;

@@ -6,6 +6,8 @@ pub struct Options {
     /// Bytes of memory for cached pages, bookkeeping included. Default 64 MiB. Below 8 MiB the cache has fewer than
     /// 16 shards, so that its few pages still find room.
     pub cache_bytes: usize,
+    /// Bytes of idle buffers kept for the next reads and writes. Default 4 MiB.
+    pub idle_buffer_bytes: usize,
     /// Whether to create the file when it does not exist. Default true.
     pub create: bool,
     /// The least number of bytes by which the file grows; large files grow by 1/64 of their length, at most 256 MiB.
@@ -21,6 +23,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { cache_bytes: 64 << 20, create: true, min_growth: 16 << 20, reserve: 8 << 20, uuid: None }
+        Self {
+            cache_bytes: 64 << 20,
+            idle_buffer_bytes: 4 << 20,
+            create: true,
+            min_growth: 16 << 20,
+            reserve: 8 << 20,
+            uuid: None,
+        }
     }
 }

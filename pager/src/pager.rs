@@ -20,9 +20,6 @@ use crate::stats::{CacheStats, Counters, Stats};
 use crate::superblock::Superblock;
 use crate::{BLOCK_U64, Epoch, FILE_NAME, file};
 
-/// Idle buffers kept per size class for reads.
-const POOLED_BYTES: usize = 2 << 20;
-
 /// An open data file. Clones are handles to the same.
 #[derive(Clone)]
 pub struct Pager(pub(crate) Arc<Shared>);
@@ -74,7 +71,7 @@ impl Pager {
             sealer: Sealer::new(newest.uuid),
             space,
             cache: Cache::new(options.cache_bytes),
-            buffers: BufPool::new(POOLED_BYTES),
+            buffers: BufPool::new(options.idle_buffer_bytes),
             rings: Mutex::new(Vec::new()),
             counters: Counters::default(),
             published: Mutex::new(newest.epoch),

@@ -10,6 +10,7 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use parking_lot::Mutex;
 
@@ -153,14 +154,16 @@ const CLASSES: usize = 13;
 /// Capacities are powers of two from 4 KiB to 16 MiB; larger buffers are never kept.
 pub struct BufPool {
     classes: [Mutex<Vec<AlignedBuf>>; CLASSES],
-    bytes_per_class: usize,
+    idle_bytes: AtomicUsize,
+    limit: usize,
 }
 
 impl BufPool {
-    /// A pool that keeps at most `bytes_per_class` bytes of idle buffers in each size class.
+    /// A pool that keeps at most `limit` bytes of idle buffers.
     #[must_use]
-    pub fn new(bytes_per_class: usize) -> Self {
-        Self { classes: std::array::from_fn(|_| Mutex::new(Vec::new())), bytes_per_class }
+    pub fn new(limit: usize) -> Self {
+        let classes = std::array::from_fn(|_| Mutex::new(Vec::new()));
+        Self { classes, idle_bytes: AtomicUsize::new(0), limit }
     }
 
     /// A buffer of `len` bytes whose contents are unspecified.
@@ -171,6 +174,9 @@ impl BufPool {
         }
         let Some((class, capacity)) = class_for(len) else { return AlignedBuf::zeroed(len) };
         let recycled = self.classes[class].lock().pop();
+        if recycled.is_some() {
+            self.idle_bytes.fetch_sub(capacity, Relaxed);
+        }
         let mut buf = recycled.unwrap_or_else(|| AlignedBuf::zeroed(capacity));
         buf.resize_within(len);
         buf
@@ -182,16 +188,17 @@ impl BufPool {
         if buf.capacity() != capacity {
             return;
         }
-        let mut idle = self.classes[class].lock();
-        if (idle.len() + 1) * capacity <= self.bytes_per_class {
-            idle.push(buf);
+        if self.idle_bytes.fetch_add(capacity, Relaxed) + capacity > self.limit {
+            self.idle_bytes.fetch_sub(capacity, Relaxed);
+            return;
         }
+        self.classes[class].lock().push(buf);
     }
 
     /// Bytes held by idle buffers.
     #[must_use]
     pub fn idle_bytes(&self) -> usize {
-        self.classes.iter().enumerate().map(|(i, c)| c.lock().len() * (SMALLEST_CLASS << i)).sum()
+        self.idle_bytes.load(Relaxed)
     }
 }
 

@@ -1,16 +1,13 @@
 //! Which background work is done next, by whom.
 //!
-//! Workers pick tasks under the scheduler's lock and carry them out without it. Order: frozen memtables first (writers wait
-//! for them), then a wanted checkpoint, then the heaviest child. No task recurses into another and no two work on the same child.
-//!
-//! A child's score is the share of its limits it has used up: runs pending against `max_runs`, bytes pending against half a leaf. It is due
-//! at score 1, or as the heaviest child of a node whose children are at one half on average, so that flushes spread over time
-//! instead of coming due together. A child that nothing is written to ages with its parent's queue and comes due by its run count, so that it
-//! does not pin old runs.
+//! Workers pick tasks under the scheduler's lock (`due`) and carry them out without it. No task recurses into another and no two work on
+//! the same child.
 //!
 //! While the scheduler *squeezes* (`room`), everything pending is due, as when somebody calls `compact`, and every few tasks a
 //! checkpoint. It ends when nothing is left to do. A task that found no space is not tried again before a checkpoint has freed some, or, when
 //! there is nothing to free, before a pause; others have their turn meanwhile, since a leaf that a range delete covers needs no space.
+
+mod due;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -20,8 +17,7 @@ use std::time::{Duration, Instant};
 use betree_storage::primitives::{Condvar, Mutex, thread};
 
 use crate::flush::{self, Site, TaskIo};
-use crate::node::{LeafId, Node, Pivot, Target};
-use crate::options::TreeOptions;
+use crate::node::{LeafId, Pivot};
 use crate::shared::Shared;
 use crate::state::State;
 use crate::stats::Counters;
@@ -31,8 +27,6 @@ use crate::{Error, Result};
 
 /// How long workers wait after the device was full before they try again.
 const FULL_DEVICE_PAUSE: Duration = Duration::from_millis(200);
-/// Changes of the trees after which a squeeze takes a checkpoint: the nodes that it has to write must fit into its part of the reserve.
-const SQUEEZED_TASKS: u64 = 16;
 /// How often an idle worker looks around unasked.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
 
@@ -68,6 +62,8 @@ struct Inner {
     changed: u64,
     /// What found no space since the last checkpoint or pause.
     failed: HashSet<Claim>,
+    /// Messages written when a task last found no space: until there are more, leaves are not settled.
+    unsettled_at: Option<u64>,
     stop: bool,
     error: Option<Error>,
     retry_at: Option<Instant>,
@@ -143,151 +139,7 @@ impl Scheduler {
     }
 }
 
-/// The most urgent child found so far, and the bytes overdue.
-#[derive(Default)]
-struct Survey {
-    best: Option<(f64, Arc<State>, Site)>,
-    overdue: u64,
-    /// Bytes that the largest single flush or compaction may write.
-    largest: u64,
-    /// Whether anything at all is pending (or, when forced, not compacted).
-    any: bool,
-}
-
-impl Survey {
-    fn node(
-        &mut self,
-        state: &Arc<State>,
-        node: &Arc<Node>,
-        high: Option<&[u8]>,
-        busy: &dyn Fn(&Claim) -> bool,
-        forced: bool,
-    ) {
-        let options = &state.tree;
-        let mut heaviest: Option<(f64, usize)> = None;
-        let mut sum = 0.0;
-        let mut pending = 0;
-        for (i, child) in node.children.iter().enumerate() {
-            if let Target::Node(below) = &child.target {
-                self.node(state, below, node.high_of(i, high), busy, forced);
-            }
-            let runs = node.queue.len() - node.queue.partition_point(|q| q.number < child.cursor);
-            let mut score = score(runs, child.pending, options);
-            if forced {
-                let rough = matches!(&child.target, Target::Leaf(l) if !l.deltas.is_empty());
-                if runs > 0 || rough {
-                    score = score.max(1.0);
-                }
-            }
-            if score == 0.0 {
-                continue;
-            }
-            self.any = true;
-            let below = match &child.target {
-                Target::Leaf(leaf) => leaf.base_bytes() + leaf.delta_bytes(),
-                Target::Node(_) => 0,
-            };
-            self.largest = self.largest.max(child.pending + below);
-            sum += score;
-            pending += child.pending;
-            if score >= 1.0 {
-                self.overdue += child.pending;
-            }
-            let claimed = busy(&match &child.target {
-                Target::Leaf(leaf) => Claim::Leaf(leaf.id),
-                Target::Node(_) => Claim::Inner(state.id, node.level, child.low.clone()),
-            });
-            if !claimed && heaviest.is_none_or(|(s, _)| score > s) {
-                heaviest = Some((score, i));
-            }
-        }
-        let average = sum / node.children.len() as f64;
-        if average > 0.5 && average < 1.0 {
-            self.overdue += (pending as f64 * (average - 0.5)) as u64;
-        }
-        if let Some((score, index)) = heaviest
-            && (score >= 1.0 || average > 0.5)
-            && self.best.as_ref().is_none_or(|(s, ..)| score > *s)
-        {
-            let site = Site {
-                node: node.clone(),
-                index,
-                low: node.children[index].low.to_vec(),
-                high: node.high_of(index, high).map(<[u8]>::to_vec),
-            };
-            self.best = Some((score, state.clone(), site));
-        }
-    }
-}
-
-fn score(runs: usize, pending: u64, options: &TreeOptions) -> f64 {
-    if runs == 0 {
-        return 0.0;
-    }
-    let by_runs = runs as f64 / options.max_runs as f64;
-    by_runs.max(pending as f64 / (options.leaf_bytes as f64 / 2.0))
-}
-
 impl Shared {
-    /// Picks the next task and claims it. `None`: nothing is due.
-    fn pick(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
-        let states = self.states();
-        let busy =
-            |inner: &Inner, claim: &Claim| inner.claims.contains(claim) || inner.failed.contains(claim);
-        for state in &states {
-            let claim = Claim::Memtables(state.id);
-            let view = state.peek();
-            if view.heads.len() > 1 && !busy(inner, &claim) {
-                let oldest = view.heads[view.heads.len() - 1].clone();
-                return Some((claim, Task::Memtable(state.clone(), oldest)));
-            }
-        }
-        let many = inner.squeeze && inner.changed >= SQUEEZED_TASKS;
-        if (inner.checkpoint_wanted || many) && !busy(inner, &Claim::Checkpoint) {
-            inner.checkpoint_wanted = false;
-            inner.changed = 0;
-            return Some((Claim::Checkpoint, Task::Checkpoint));
-        }
-        let forced = inner.forced > 0 || inner.squeeze;
-        let mut survey = Survey::default();
-        for state in &states {
-            let view = state.peek();
-            survey.node(state, &view.root, None, &|claim| busy(inner, claim), forced);
-        }
-        self.pressure.set_debt(survey.overdue);
-        // Pages, filters and segments are rounded up.
-        self.pager.foresee(survey.largest + survey.largest / 4);
-        let Some((_, state, site)) = survey.best else { return self.pick_last(inner) };
-        let child = &site.node.children[site.index];
-        Some(match &child.target {
-            Target::Leaf(leaf) => (Claim::Leaf(leaf.id), Task::Leaf(state, site, forced)),
-            Target::Node(_) => {
-                (Claim::Inner(state.id, site.node.level, child.low.clone()), Task::Node(state, site))
-            }
-        })
-    }
-
-    /// What is done when nothing else can be: the end of a squeeze, and of a round of attempts without space.
-    fn pick_last(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
-        let full = inner.squeeze || !inner.failed.is_empty();
-        if !full || !inner.claims.is_empty() {
-            return None;
-        }
-        if inner.changed > 0 && !inner.failed.contains(&Claim::Checkpoint) {
-            inner.changed = 0;
-            inner.checkpoint_wanted = false;
-            return Some((Claim::Checkpoint, Task::Checkpoint));
-        }
-        if inner.squeeze && !inner.gave_back {
-            inner.gave_back = true;
-            return Some((Claim::GiveBack, Task::GiveBack));
-        }
-        inner.squeeze = false;
-        inner.failed.clear();
-        inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
-        None
-    }
-
     fn carry_out(&self, task: &Task, io: &mut TaskIo) -> Result<()> {
         let wanted = match task {
             Task::Memtable(state, head) => {
@@ -344,6 +196,7 @@ impl Shared {
                     inner.error = Some(error.clone());
                     if matches!(error, Error::NoSpace { .. }) {
                         inner.failed.insert(claim);
+                        inner.unsettled_at = Some(self.counters.messages.load(Relaxed));
                         if !inner.squeeze {
                             (inner.squeeze, inner.gave_back) = (true, false);
                         }
@@ -559,7 +412,7 @@ impl Shared {
         self.flush_memtables()?;
         self.scheduler.inner.lock().forced += 1;
         let result = self.work_until(|shared| {
-            let mut survey = Survey::default();
+            let mut survey = due::Survey::default();
             for state in shared.states() {
                 let view = state.view();
                 survey.node(&state, &view.root, None, &|_| false, true);

@@ -1,0 +1,238 @@
+//! What is due next.
+//!
+//! Order: frozen memtables first (writers wait for them), then a wanted checkpoint, then the heaviest child, then what a squeeze or a rest leaves time for.
+//!
+//! A child's score ([`Node::score`]) is the share of its limits that it has used up. It is due at score 1, or as the heaviest child of a node
+//! whose children are at one half on average, so that flushes spread over time instead of coming due together. A child that nothing is
+//! written to ages with its parent's queue and comes due by its run count, so that it does not pin old runs.
+//!
+//! At rest, when nothing is due and nothing was written for a while, leaves are *settled*: those whose base is in part overwritten or deleted
+//! are compacted, so that space comes back and scans read only what is there.
+//!
+//! Cost of a look: one comparison per inner node, since a node remembers its [`Census`](crate::node::Census), and one per child of the node chosen.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Instant;
+
+use super::{Claim, FULL_DEVICE_PAUSE, Inner, Task};
+use crate::flush::Site;
+use crate::node::{Node, Target};
+use crate::shared::Shared;
+use crate::state::State;
+
+/// Changes of the trees after which a squeeze takes a checkpoint: the nodes that it has to write must fit into its part of the reserve.
+const SQUEEZED_TASKS: u64 = 16;
+/// What a leaf may keep at rest, in percent of its base.
+const SETTLED_GARBAGE_PERCENT: u64 = 10;
+/// Changes of the trees at rest after which a checkpoint lets go of what they replaced.
+const SETTLED_TASKS: u64 = 32;
+
+/// The most urgent child found so far, and the bytes overdue.
+#[derive(Default)]
+pub(super) struct Survey {
+    best: Option<(f64, Arc<State>, Site)>,
+    overdue: u64,
+    /// Bytes that the largest single flush or compaction may write.
+    largest: u64,
+    /// Whether anything at all is pending (or, when forced, not compacted).
+    pub(super) any: bool,
+}
+
+impl Survey {
+    pub(super) fn node(
+        &mut self,
+        state: &Arc<State>,
+        node: &Arc<Node>,
+        high: Option<&[u8]>,
+        busy: &dyn Fn(&Claim) -> bool,
+        forced: bool,
+    ) {
+        for (i, child) in node.children.iter().enumerate() {
+            // All of them are of one kind.
+            let Target::Node(below) = &child.target else { break };
+            self.node(state, below, node.high_of(i, high), busy, forced);
+        }
+        let options = &state.tree;
+        let census = if forced { node.take_census(options, true) } else { *node.census(options) };
+        self.any |= census.any;
+        self.overdue += census.overdue;
+        self.largest = self.largest.max(census.largest);
+        let enough = self.best.as_ref().map_or(0.0, |(score, ..)| *score);
+        if census.heaviest <= enough || (census.heaviest < 1.0 && census.average <= 0.5) {
+            return;
+        }
+        let mut heaviest: Option<(f64, usize)> = None;
+        for (i, child) in node.children.iter().enumerate() {
+            let score = node.score(i, options, forced);
+            if score <= heaviest.map_or(enough, |(score, _)| score) {
+                continue;
+            }
+            let claimed = busy(&match &child.target {
+                Target::Leaf(leaf) => Claim::Leaf(leaf.id),
+                Target::Node(_) => Claim::Inner(state.id, node.level, child.low.clone()),
+            });
+            if !claimed {
+                heaviest = Some((score, i));
+            }
+        }
+        if let Some((score, index)) = heaviest
+            && (score >= 1.0 || census.average > 0.5)
+        {
+            let site = Site {
+                node: node.clone(),
+                index,
+                low: node.children[index].low.to_vec(),
+                high: node.high_of(index, high).map(<[u8]>::to_vec),
+            };
+            self.best = Some((score, state.clone(), site));
+        }
+    }
+}
+
+impl Shared {
+    /// Picks the next task and claims it. `None`: nothing is due.
+    pub(super) fn pick(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
+        let states = self.states();
+        let busy =
+            |inner: &Inner, claim: &Claim| inner.claims.contains(claim) || inner.failed.contains(claim);
+        for state in &states {
+            let claim = Claim::Memtables(state.id);
+            let view = state.peek();
+            if view.heads.len() > 1 && !busy(inner, &claim) {
+                let oldest = view.heads[view.heads.len() - 1].clone();
+                return Some((claim, Task::Memtable(state.clone(), oldest)));
+            }
+        }
+        let many = inner.squeeze && inner.changed >= SQUEEZED_TASKS;
+        if (inner.checkpoint_wanted || many) && !busy(inner, &Claim::Checkpoint) {
+            inner.checkpoint_wanted = false;
+            inner.changed = 0;
+            return Some((Claim::Checkpoint, Task::Checkpoint));
+        }
+        let forced = inner.forced > 0 || inner.squeeze;
+        let mut survey = Survey::default();
+        for state in &states {
+            let view = state.peek();
+            survey.node(state, &view.root, None, &|claim| busy(inner, claim), forced);
+        }
+        self.pressure.set_debt(survey.overdue);
+        // Pages, filters and segments are rounded up.
+        self.pager.foresee(survey.largest + survey.largest / 4);
+        let Some((_, state, site)) = survey.best else { return self.pick_last(inner) };
+        let child = &site.node.children[site.index];
+        Some(match &child.target {
+            Target::Leaf(leaf) => (Claim::Leaf(leaf.id), Task::Leaf(state, site, forced)),
+            Target::Node(_) => {
+                (Claim::Inner(state.id, site.node.level, child.low.clone()), Task::Node(state, site))
+            }
+        })
+    }
+
+    /// What is done when nothing else can be: the end of a squeeze, and of a round of attempts without space.
+    fn pick_last(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
+        let full = inner.squeeze || !inner.failed.is_empty();
+        if !full {
+            return self.pick_to_settle(inner);
+        }
+        if !inner.claims.is_empty() {
+            return None;
+        }
+        if inner.changed > 0 && !inner.failed.contains(&Claim::Checkpoint) {
+            inner.changed = 0;
+            inner.checkpoint_wanted = false;
+            return Some((Claim::Checkpoint, Task::Checkpoint));
+        }
+        if inner.squeeze && !inner.gave_back {
+            inner.gave_back = true;
+            return Some((Claim::GiveBack, Task::GiveBack));
+        }
+        inner.squeeze = false;
+        inner.failed.clear();
+        inner.retry_at = Some(Instant::now() + FULL_DEVICE_PAUSE);
+        None
+    }
+
+    /// At rest: the leaf that holds most garbage for its size, and at the end, and now and then, a checkpoint, without which no space comes back.
+    fn pick_to_settle(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
+        if !self.memory.at_rest(self.storage.now()) {
+            return None;
+        }
+        let messages = self.counters.messages.load(Relaxed);
+        if inner.unsettled_at == Some(messages) {
+            return None;
+        }
+        let mut worst: Option<(u64, Claim, Task)> = None;
+        for state in self.states() {
+            state.peek().root.visit_leaves(None, &mut |node, index, low, high| {
+                let Target::Leaf(leaf) = &node.children[index].target else { return };
+                let waste = leaf.garbage * 100 / leaf.base_bytes().max(1);
+                let claim = Claim::Leaf(leaf.id);
+                let more = waste >= worst.as_ref().map_or(SETTLED_GARBAGE_PERCENT, |(most, ..)| *most + 1);
+                if more && !inner.claims.contains(&claim) {
+                    let site =
+                        Site { node: node.clone(), index, low: low.to_vec(), high: high.map(<[u8]>::to_vec) };
+                    worst = Some((waste, claim, Task::Leaf(state.clone(), site, true)));
+                }
+            });
+        }
+        let checkpoint = if worst.is_some() { SETTLED_TASKS } else { 1 };
+        if inner.changed >= checkpoint && !inner.claims.contains(&Claim::Checkpoint) {
+            inner.changed = 0;
+            return Some((Claim::Checkpoint, Task::Checkpoint));
+        }
+        worst.map(|(_, claim, task)| (claim, task))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use betree_storage::Storage;
+
+    use crate::{Db, Result, TreeOptions};
+
+    /// Writes everything three times; compactions for garbage are all but switched off.
+    fn overwritten(disk: &Arc<betree_testkit::SimStorage>) -> Result<Db> {
+        let tree = TreeOptions {
+            leaf_bytes: 64 << 10,
+            segment_bytes: 32 << 10,
+            leaf_delta_percent: 1000,
+            leaf_garbage_percent: 1000,
+            ..TreeOptions::default()
+        };
+        let builder = Db::builder().memory(4 << 20).memtable_bytes(32 << 10).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        for round in 0..3u64 {
+            for i in 0..4000u64 {
+                let key = (i * 2_654_435_761 % 4000).to_be_bytes();
+                keyspace.insert(key, [round as u8; 100])?;
+            }
+        }
+        db.checkpoint()?;
+        while db.run_background()? {}
+        Ok(db)
+    }
+
+    #[test]
+    fn at_rest_what_was_overwritten_gives_its_space_back() -> Result<()> {
+        let disk = betree_testkit::SimStorage::new(1);
+        let db = overwritten(&disk)?;
+        let before = db.stats();
+        while db.run_background()? {}
+        assert_eq!(db.stats().background_tasks, before.background_tasks, "nothing is due");
+
+        disk.pause(Duration::from_secs(5));
+        while db.run_background()? {}
+        let after = db.stats();
+        assert!(before.data_live_bytes > 2 * after.data_live_bytes, "{before:?}\n{after:?}");
+        db.check()?;
+        let rows = db.keyspace("records")?.iter().collect::<Result<Vec<_>>>()?;
+        assert_eq!(rows.len(), 4000);
+        assert!(rows.iter().all(|(_, value)| value[..] == [2; 100]));
+        Ok(())
+    }
+}
