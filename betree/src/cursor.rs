@@ -1,25 +1,35 @@
-//! A cursor over one run through the page cache, in either direction, with read-ahead.
+//! A cursor over the part of one run that lies in one leaf, in one direction, with read-ahead. It may end, or give some keys of the neighbouring
+//! leaf, when the leaf is used up.
 //!
-//! Single pages come through the cache; as many as the iterator expects to need were read there together when it began. After them, and a few
-//! more in one direction, the cursor changes to chunks: large reads past the cache that grow from 64 KiB to 1 MiB, the next one on its way
-//! while this one is consumed (forward). Owned by an iterator.
+//! A walk that may end soon reads single pages through the cache; as many as it expects to need were read there together when it began. After
+//! them, and a few more, the cursor changes to chunks: large reads past the cache that grow, the next one on its way while this one is
+//! consumed. A long walk that comes from another leaf *streams*: chunks from the beginning, and of all segments without a pause. No chunk
+//! reaches beyond the leaf.
+//!
+//! The current entry is decoded once, when the cursor comes to it; its key is put together in place, since all keys of a page share a
+//! prefix. Owned by a walk, which lends it the channel for its chunks.
 
+use std::ops::Range;
 use std::sync::Arc;
 
-use betree_pager::{Page, PageKind, PageRef as PagerPageRef, Pager, PagerIo};
+use betree_pager::{Page, PageKind, PageRef as PagerPageRef, Pager};
 use betree_storage::AlignedBuf;
 
 use crate::Result;
-use crate::message::MessageRef;
+use crate::headed::head_of;
+use crate::message::{Kind, MessageRef};
 use crate::page::PageRef;
+use crate::readahead::{ReadAhead, Ticket};
 use crate::run::Run;
-use crate::segment::{Meta, PageAt};
+use crate::segment::{Meta, PageAt, Segment};
 
 /// Pages read one by one before chunks begin, if no more were read together.
 const SINGLE_PAGES: usize = 4;
-/// Most pages of one run that are read together when an iterator begins.
+/// Most pages of one run that are read together when a walk begins.
 pub(crate) const MOST_TOGETHER: usize = 16;
 const FIRST_CHUNK: usize = 64 << 10;
+/// The first chunk of a stream.
+const FIRST_OF_STREAM: usize = 256 << 10;
 const LARGEST_CHUNK: usize = 1 << 20;
 
 /// Where to go.
@@ -31,14 +41,26 @@ pub(crate) enum Seek<'a> {
     Before(Option<&'a [u8]>),
 }
 
-/// Pages `from..to` of a segment in one buffer.
-struct Chunk {
+/// Which way a walk goes.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub(crate) enum Direction {
+    Forward,
+    Backward,
+}
+
+/// Some pages of a segment that lie side by side.
+#[derive(Clone, Debug)]
+struct Piece {
     segment: usize,
-    from: usize,
-    to: usize,
-    /// Offset in the extent of the buffer's start.
+    pages: Range<usize>,
+    /// Where they begin in the extent.
     base: u32,
-    buf: AlignedBuf,
+}
+
+impl Piece {
+    fn has(&self, segment: usize, page: usize) -> bool {
+        self.segment == segment && self.pages.contains(&page)
+    }
 }
 
 enum Source {
@@ -52,44 +74,66 @@ enum Source {
 pub(crate) struct RunCursor {
     pager: Pager,
     run: Arc<Run>,
+    direction: Direction,
+    /// The walk leaves the leaf at this key: not below it forward, below it backward.
+    edge: Option<Arc<[u8]>>,
+    /// Meta blocks at hand, by segment.
+    metas: Vec<(usize, Meta)>,
     segment: usize,
     meta: Option<Meta>,
+    /// The pages of the segment in which there may be keys of the leaf.
+    pages: Range<usize>,
     page: usize,
     source: Source,
     index: usize,
     count: usize,
-    key: Vec<u8>,
     valid: bool,
+    /// The current entry: its key, which begins with `prefix` bytes that the page's keys share, and the key's head; kind and place of its value.
+    key: Vec<u8>,
+    prefix: usize,
+    head: u64,
+    kind: Kind,
+    value: Range<usize>,
     /// Pages entered in sequence since the last seek.
     in_sequence: usize,
     /// Pages read one by one before chunks begin.
     single_pages: usize,
-    chunk: Option<Chunk>,
+    chunk: Option<(Piece, AlignedBuf)>,
     chunk_bytes: usize,
-    io: Option<PagerIo>,
-    /// What is on its way: segment, pages.
-    requested: Option<(usize, usize, usize, u32)>,
+    asked: Option<(Piece, Ticket)>,
 }
 
 impl RunCursor {
-    pub(crate) fn new(pager: &Pager, run: Arc<Run>) -> RunCursor {
+    pub(crate) fn new(
+        pager: &Pager,
+        run: Arc<Run>,
+        direction: Direction,
+        edge: Option<Arc<[u8]>>,
+    ) -> RunCursor {
         RunCursor {
             pager: pager.clone(),
             run,
+            direction,
+            edge,
+            metas: Vec::new(),
             segment: 0,
             meta: None,
+            pages: 0..0,
             page: 0,
             source: Source::None,
             index: 0,
             count: 0,
-            key: Vec::new(),
             valid: false,
+            key: Vec::new(),
+            prefix: 0,
+            head: 0,
+            kind: Kind::Put,
+            value: 0..0,
             in_sequence: 0,
             single_pages: SINGLE_PAGES,
             chunk: None,
             chunk_bytes: FIRST_CHUNK,
-            io: None,
-            requested: None,
+            asked: None,
         }
     }
 
@@ -99,17 +143,27 @@ impl RunCursor {
         &self.key
     }
 
+    /// The head of the current key. REQUIRES a current entry.
+    #[inline]
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
     #[inline]
     pub(crate) fn valid(&self) -> bool {
         self.valid
     }
 
+    #[inline]
     pub(crate) fn entry(&self) -> Option<MessageRef<'_>> {
         if !self.valid {
             return None;
         }
-        let entry = PageRef::new(self.bytes())?.entry(self.index)?;
-        Some(MessageRef { kind: entry.kind, key: &self.key, value: entry.value })
+        Some(MessageRef { kind: self.kind, key: &self.key, value: &self.bytes()[self.value.clone()] })
+    }
+
+    fn forward(&self) -> bool {
+        self.direction == Direction::Forward
     }
 
     /// The segment in which a seek begins.
@@ -125,52 +179,82 @@ impl RunCursor {
         }
     }
 
-    /// The meta block that a seek needs, if its segment holds it.
-    pub(crate) fn meta_at_hand(&self, seek: Seek<'_>) -> Option<Meta> {
-        let segment = &self.run.segments[self.segment_for(seek)?];
-        segment.pin.get().as_ref().map(|pinned| pinned.meta.clone())
+    /// The segments that a seek needs the meta blocks of: the one in which it begins, and for a stream all up to the edge.
+    fn segments_wanted(&self, seek: Seek<'_>, stream: bool) -> Range<usize> {
+        let segments = &self.run.segments;
+        let Some(first) = self.segment_for(seek) else { return 0..0 };
+        match (&self.edge, self.direction) {
+            _ if !stream => first..first + 1,
+            (Some(edge), Direction::Forward) => {
+                first..segments.partition_point(|s| *s.min < **edge).max(first + 1)
+            }
+            (None, Direction::Forward) => first..segments.len(),
+            (edge, Direction::Backward) => {
+                let low = edge.as_deref().unwrap_or_default();
+                segments.partition_point(|s| *s.max < *low).min(first)..first + 1
+            }
+        }
     }
 
-    /// The meta block that a seek needs.
-    pub(crate) fn meta_wanted(&self, seek: Seek<'_>) -> Option<PagerPageRef<'_>> {
-        let segment = &self.run.segments[self.segment_for(seek)?];
-        Some(PagerPageRef {
+    /// Takes note of the meta blocks at hand that a seek needs, and says which others it needs, by segment.
+    pub(crate) fn metas_wanted(&mut self, seek: Seek<'_>, stream: bool) -> Vec<usize> {
+        let mut missing = Vec::new();
+        for segment in self.segments_wanted(seek, stream) {
+            match &*self.run.segments[segment].pin.get() {
+                Some(pinned) => self.metas.push((segment, pinned.meta.clone())),
+                None => missing.push(segment),
+            }
+        }
+        missing
+    }
+
+    /// The meta block of a segment.
+    pub(crate) fn meta_of(&self, segment: usize) -> PagerPageRef<'_> {
+        let segment = &self.run.segments[segment];
+        PagerPageRef {
             extent: &segment.extent,
             at: segment.data_len,
             len: segment.meta_len,
             expected: segment.meta_crc,
             kind: PageKind::Meta,
             keep: true,
-        })
+        }
     }
 
-    /// The meta block of a seek, of the page that [`RunCursor::meta_wanted`] asked for.
-    pub(crate) fn parse_meta(&self, seek: Seek<'_>, page: Page) -> Result<Option<Meta>> {
-        let segment = self.segment_for(seek).map(|index| &self.run.segments[index]);
-        segment.map(|s| Meta::parse(page, s.extent.offset(), s.data_len)).transpose()
+    /// Takes the meta block that [`RunCursor::meta_of`] asked for.
+    pub(crate) fn take_meta(&mut self, segment: usize, page: Page) -> Result<()> {
+        let s = &self.run.segments[segment];
+        self.metas.push((segment, Meta::parse(page, s.extent.offset(), s.data_len)?));
+        Ok(())
     }
 
-    /// The data page that a seek needs by its meta block, and up to `count - 1` pages behind it in its segment.
-    pub(crate) fn pages_wanted<'a>(
-        &'a mut self,
+    fn meta_at_hand(&self, segment: usize) -> Option<&Meta> {
+        self.metas.iter().find(|(at, _)| *at == segment).map(|(_, meta)| meta)
+    }
+
+    /// The data page that a seek needs by the meta blocks at hand, and up to `count - 1` pages behind it in its segment.
+    pub(crate) fn pages_wanted(
+        &mut self,
         seek: Seek<'_>,
-        meta: &'a Meta,
         count: usize,
-    ) -> impl Iterator<Item = PagerPageRef<'a>> {
+    ) -> impl Iterator<Item = PagerPageRef<'_>> {
         self.single_pages = SINGLE_PAGES.max(count);
-        let segment = self.segment_for(seek).map(|index| &self.run.segments[index]);
-        let pages = match seek {
-            Seek::At(key) => {
+        let at = self.segment_for(seek);
+        let found = at.and_then(|at| Some((&self.run.segments[at], self.meta_at_hand(at)?)));
+        let pages = match (found, seek) {
+            (None, _) => 0..0,
+            (Some((_, meta)), Seek::At(key)) => {
                 let first = meta.page_of(key);
                 first..(first + count).min(meta.pages())
             }
-            Seek::Before(key) => {
+            (Some((_, meta)), Seek::Before(key)) => {
                 let last = key.map_or(meta.pages() - 1, |key| meta.page_of(key));
                 (last + 1).saturating_sub(count)..last + 1
             }
         };
         pages.filter_map(move |page| {
-            let (segment, place) = (segment?, meta.place(page)?);
+            let (segment, meta) = found?;
+            let place = meta.place(page)?;
             Some(PagerPageRef {
                 extent: &segment.extent,
                 at: place.at,
@@ -182,48 +266,66 @@ impl RunCursor {
         })
     }
 
-    /// Seeks as told; afterwards only the direction's own step may be used.
-    pub(crate) fn go(&mut self, seek: Seek<'_>) -> Result<()> {
+    /// The page in which a seek begins; `None`: it is past the run's end.
+    fn begin(&mut self, seek: Seek<'_>) -> Result<Option<usize>> {
         self.valid = false;
         self.in_sequence = 0;
-        self.chunk_bytes = FIRST_CHUNK;
-        let Some(segment) = self.segment_for(seek) else { return Ok(()) };
+        let Some(segment) = self.segment_for(seek) else { return Ok(None) };
         self.open_segment(segment)?;
-        let forward = matches!(seek, Seek::At(_));
-        let page = match (seek, &self.meta) {
-            (Seek::At(key) | Seek::Before(Some(key)), Some(meta)) => meta.page_of(key),
-            (_, meta) => meta.as_ref().map_or(0, |m| m.pages() - 1),
-        };
-        self.open_page(page, forward)?;
+        Ok(self.meta.as_ref().map(|meta| match seek {
+            Seek::At(key) | Seek::Before(Some(key)) => meta.page_of(key),
+            Seek::Before(None) => meta.pages() - 1,
+        }))
+    }
+
+    /// From here on the walk reads everything: asks for the first chunk of a seek.
+    pub(crate) fn stream(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
+        (self.single_pages, self.chunk_bytes) = (0, FIRST_OF_STREAM);
+        match self.begin(seek)? {
+            Some(page) => self.ask(self.segment, page, reads),
+            None => Ok(()),
+        }
+    }
+
+    /// Seeks as told; afterwards only the direction's own step may be used.
+    pub(crate) fn go(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
+        let Some(page) = self.begin(seek)? else { return Ok(()) };
+        self.open_page(page, reads)?;
         self.index = match seek {
             Seek::At(key) | Seek::Before(Some(key)) => self.search(key)?,
             Seek::Before(None) => self.count,
         };
-        match (forward, self.index) {
-            (true, index) if index == self.count => self.next_page(),
-            (true, _) => self.load(),
-            (false, 0) => self.previous_page(),
-            (false, _) => {
+        match (self.direction, self.index) {
+            (Direction::Forward, index) if index == self.count => self.next_page(reads),
+            (Direction::Forward, _) => self.load(),
+            (Direction::Backward, 0) => self.previous_page(reads),
+            (Direction::Backward, _) => {
                 self.index -= 1;
                 self.load()
             }
         }
     }
 
-    /// To the next entry.
+    /// To the next entry in the direction.
     #[inline]
-    pub(crate) fn advance(&mut self) -> Result<()> {
-        self.index += 1;
-        if self.index < self.count { self.load() } else { self.next_page() }
+    pub(crate) fn step(&mut self, reads: &mut ReadAhead) -> Result<()> {
+        match self.direction {
+            Direction::Forward if self.index + 1 < self.count => self.index += 1,
+            Direction::Forward => return self.next_page(reads),
+            Direction::Backward if self.index > 0 => self.index -= 1,
+            Direction::Backward => return self.previous_page(reads),
+        }
+        self.load()
     }
 
-    /// To the entry before.
-    pub(crate) fn retreat(&mut self) -> Result<()> {
-        if self.index == 0 {
-            return self.previous_page();
+    /// Gives back what it has or waits for.
+    pub(crate) fn finish(self, reads: &mut ReadAhead) {
+        if let Some((_, ticket)) = self.asked {
+            reads.give_up(ticket);
         }
-        self.index -= 1;
-        self.load()
+        if let Some((_, buf)) = self.chunk {
+            reads.recycle(buf);
+        }
     }
 
     fn search(&self, key: &[u8]) -> Result<usize> {
@@ -231,14 +333,14 @@ impl RunCursor {
         Ok(found.unwrap_or_else(|at| at))
     }
 
-    fn next_page(&mut self) -> Result<()> {
+    fn next_page(&mut self, reads: &mut ReadAhead) -> Result<()> {
         self.valid = false;
-        let pages = self.meta.as_ref().map_or(0, Meta::pages);
-        if self.page + 1 < pages {
-            self.open_page(self.page + 1, true)?;
-        } else if self.segment + 1 < self.run.segments.len() {
+        let inside = |s: &Segment| self.edge.as_ref().is_none_or(|edge| *s.min < **edge);
+        if self.page + 1 < self.pages.end {
+            self.open_page(self.page + 1, reads)?;
+        } else if self.run.segments.get(self.segment + 1).is_some_and(|s| inside(s)) {
             self.open_segment(self.segment + 1)?;
-            self.open_page(0, true)?;
+            self.open_page(0, reads)?;
         } else {
             return Ok(());
         }
@@ -246,14 +348,15 @@ impl RunCursor {
         self.load()
     }
 
-    fn previous_page(&mut self) -> Result<()> {
+    fn previous_page(&mut self, reads: &mut ReadAhead) -> Result<()> {
         self.valid = false;
-        if self.page > 0 {
-            self.open_page(self.page - 1, false)?;
-        } else if self.segment > 0 {
+        let inside = |s: &Segment| self.edge.as_ref().is_none_or(|edge| *s.max >= **edge);
+        if self.page > self.pages.start {
+            self.open_page(self.page - 1, reads)?;
+        } else if self.segment > 0 && inside(&self.run.segments[self.segment - 1]) {
             self.open_segment(self.segment - 1)?;
             let last = self.meta.as_ref().map_or(0, |m| m.pages() - 1);
-            self.open_page(last, false)?;
+            self.open_page(last, reads)?;
         } else {
             return Ok(());
         }
@@ -263,133 +366,163 @@ impl RunCursor {
 
     fn open_segment(&mut self, segment: usize) -> Result<()> {
         if self.meta.is_none() || self.segment != segment {
-            self.meta = Some(self.run.segments[segment].meta(&self.pager)?);
+            let meta = match self.meta_at_hand(segment) {
+                Some(meta) => meta.clone(),
+                None => self.run.segments[segment].meta(&self.pager)?,
+            };
+            self.pages = self.pages_of_leaf(segment, &meta);
+            self.meta = Some(meta);
             self.segment = segment;
         }
         Ok(())
     }
 
+    /// The pages of a segment in which there may be keys of the leaf, as far as the edge says.
+    fn pages_of_leaf(&self, segment: usize, meta: &Meta) -> Range<usize> {
+        let segment = &self.run.segments[segment];
+        match (&self.edge, self.direction) {
+            (Some(edge), Direction::Forward) if *segment.max >= **edge => 0..meta.page_of(edge) + 1,
+            (Some(edge), Direction::Backward) if *segment.min < **edge => meta.page_of(edge)..meta.pages(),
+            _ => 0..meta.pages(),
+        }
+    }
+
     fn place(&self, page: usize) -> Result<PageAt> {
-        let place = self.meta.as_ref().and_then(|m| m.place(page));
-        place.ok_or_else(|| {
-            let segment = &self.run.segments[self.segment];
+        self.place_in(self.segment, self.meta.as_ref(), page)
+    }
+
+    fn place_in(&self, segment: usize, meta: Option<&Meta>, page: usize) -> Result<PageAt> {
+        meta.and_then(|m| m.place(page)).ok_or_else(|| {
+            let segment = &self.run.segments[segment];
             segment.corrupt(segment.data_len, "meta block", format!("no place for page {page}"))
         })
     }
 
-    fn open_page(&mut self, page: usize, forward: bool) -> Result<()> {
+    fn open_page(&mut self, page: usize, reads: &mut ReadAhead) -> Result<()> {
         let place = self.place(page)?;
         self.page = page;
         self.in_sequence += 1;
         if self.in_sequence > self.single_pages {
-            self.open_in_chunk(page, place, forward)?;
+            self.open_in_chunk(page, place, reads)?;
         } else {
-            let segment = self.run.segments[self.segment].clone();
-            self.source = Source::Page(segment.page(&self.pager, place)?);
+            self.source = Source::Page(self.run.segments[self.segment].page(&self.pager, place)?);
         }
-        let page = PageRef::new(self.bytes()).ok_or_else(|| self.lie())?;
-        self.count = page.count();
+        let mut key = std::mem::take(&mut self.key);
+        let page = PageRef::new(self.bytes()).map(|page| {
+            key.clear();
+            key.extend_from_slice(page.prefix());
+            (page.count(), page.prefix().len())
+        });
+        self.key = key;
+        (self.count, self.prefix) = page.ok_or_else(|| self.lie())?;
         Ok(())
     }
 
-    fn open_in_chunk(&mut self, page: usize, place: PageAt, forward: bool) -> Result<()> {
-        let held = |c: &Chunk| c.segment == self.segment && (c.from..c.to).contains(&page);
-        if !self.chunk.as_ref().is_some_and(held) {
-            self.read_chunk(page, forward)?;
+    fn open_in_chunk(&mut self, page: usize, place: PageAt, reads: &mut ReadAhead) -> Result<()> {
+        if !self.chunk.as_ref().is_some_and(|(piece, _)| piece.has(self.segment, page)) {
+            self.read_chunk(page, reads)?;
         }
-        let Some(chunk) = &self.chunk else { return Err(self.lie()) };
-        let start = (place.at - chunk.base) as usize;
+        let Some((piece, buf)) = &self.chunk else { return Err(self.lie()) };
+        let start = (place.at - piece.base) as usize;
         let end = start + place.len as usize;
         let offset = self.run.segments[self.segment].extent.offset() + u64::from(place.at);
-        self.pager.verify(&chunk.buf[start..end], offset, place.crc)?;
+        self.pager.verify(&buf[start..end], offset, place.crc)?;
         self.source = Source::Chunk(start, end);
         Ok(())
     }
 
-    /// Pages from `page` on (or up to it, backward) that make up about `chunk_bytes`: from, to, first byte, length.
-    fn chunk_range(&self, page: usize, forward: bool) -> Result<(usize, usize, u32, usize)> {
-        let pages = self.meta.as_ref().map_or(0, Meta::pages);
+    /// Asks for pages from `page` on (or up to it, backward) that make up about `chunk_bytes`, none of them beyond the leaf but `page`.
+    fn ask(&mut self, segment: usize, page: usize, reads: &mut ReadAhead) -> Result<()> {
+        let other = if segment == self.segment { None } else { self.meta_at_hand(segment) };
+        let pages = other.map(|meta| self.pages_of_leaf(segment, meta));
+        let pages = pages.unwrap_or_else(|| self.pages.clone());
+        let meta = other.or(self.meta.as_ref());
+        let first = self.place_in(segment, meta, page)?;
         let (mut from, mut to) = (page, page + 1);
-        let first = self.place(page)?;
         let (mut start, mut end) = (first.at, first.at + first.len);
         while ((end - start) as usize) < self.chunk_bytes {
-            if forward && to < pages {
-                let place = self.place(to)?;
+            if self.forward() && to < pages.end {
+                let place = self.place_in(segment, meta, to)?;
                 end = place.at + place.len;
                 to += 1;
-            } else if !forward && from > 0 {
+            } else if !self.forward() && from > pages.start {
                 from -= 1;
-                start = self.place(from)?.at;
+                start = self.place_in(segment, meta, from)?.at;
             } else {
                 break;
             }
         }
-        Ok((from, to, start, (end - start) as usize))
-    }
-
-    fn request(&mut self, page: usize, forward: bool) -> Result<()> {
-        let (from, to, base, len) = self.chunk_range(page, forward)?;
-        let extent = self.run.segments[self.segment].extent.clone();
-        let io = match &mut self.io {
-            Some(io) => io,
-            None => self.io.insert(self.pager.io()?),
-        };
-        io.submit_read(&extent, base, len, 0);
-        io.kick();
-        self.requested = Some((self.segment, from, to, base));
+        // A meta block that lies may have places that do not ascend.
+        let len = end.checked_sub(start).ok_or_else(|| self.lie())?;
+        let ticket = reads.ask(&self.run.segments[segment].extent, start, len as usize)?;
+        self.asked = Some((Piece { segment, pages: from..to, base: start }, ticket));
         self.chunk_bytes = (self.chunk_bytes * 2).min(LARGEST_CHUNK);
         Ok(())
     }
 
-    fn read_chunk(&mut self, page: usize, forward: bool) -> Result<()> {
-        let wanted = (self.segment, page);
-        let mut arrived = self.collect()?;
-        if !arrived.as_ref().is_some_and(|c| c.segment == wanted.0 && (c.from..c.to).contains(&wanted.1)) {
-            self.request(page, forward)?;
-            arrived = self.collect()?;
+    /// Makes the chunk with `page` the current one, and asks for the one after it.
+    fn read_chunk(&mut self, page: usize, reads: &mut ReadAhead) -> Result<()> {
+        if let Some((_, old)) = self.chunk.take() {
+            reads.recycle(old);
         }
-        if let (Some(io), Some(old)) = (&self.io, self.chunk.take()) {
-            io.recycle(old.buf);
+        if let Some((piece, ticket)) = self.asked.take() {
+            if piece.has(self.segment, page) {
+                self.asked = Some((piece, ticket));
+            } else {
+                reads.give_up(ticket);
+            }
         }
-        self.chunk = arrived;
-        let next = self.chunk.as_ref().map_or(0, |c| c.to);
-        if forward && next < self.meta.as_ref().map_or(0, Meta::pages) {
-            self.request(next, true)?;
+        if self.asked.is_none() {
+            self.ask(self.segment, page, reads)?;
+            reads.kick();
+        }
+        if let Some((piece, ticket)) = self.asked.take() {
+            let after = if self.forward() { Some(piece.pages.end) } else { piece.pages.start.checked_sub(1) };
+            self.chunk = reads.take(ticket)?.map(|buf| (piece, buf));
+            self.ask_ahead(after, reads)?;
         }
         Ok(())
     }
 
-    /// Waits for what is on its way, if anything.
-    fn collect(&mut self) -> Result<Option<Chunk>> {
-        let (Some((segment, from, to, base)), Some(io)) = (self.requested.take(), &mut self.io) else {
-            return Ok(None);
-        };
-        let mut done = Vec::with_capacity(1);
-        io.wait(1, &mut done);
-        match done.pop() {
-            None => Ok(None),
-            Some(completion) => {
-                completion.result?;
-                Ok(Some(Chunk { segment, from, to, base, buf: completion.buf }))
-            }
+    /// Asks for the chunk that begins at page `after` of the segment, or else at the next segment's first page.
+    fn ask_ahead(&mut self, after: Option<usize>, reads: &mut ReadAhead) -> Result<()> {
+        if let Some(page) = after.filter(|page| self.pages.contains(page)) {
+            self.ask(self.segment, page, reads)?;
+        } else {
+            let next = if self.forward() { Some(self.segment + 1) } else { self.segment.checked_sub(1) };
+            let Some((segment, meta)) = next.and_then(|next| Some((next, self.meta_at_hand(next)?))) else {
+                return Ok(());
+            };
+            let page = if self.forward() { 0 } else { meta.pages() - 1 };
+            self.ask(segment, page, reads)?;
         }
+        reads.kick();
+        Ok(())
     }
 
+    #[inline]
     fn bytes(&self) -> &[u8] {
         match (&self.source, &self.chunk) {
             (Source::Page(page), _) => page,
-            (Source::Chunk(start, end), Some(chunk)) => &chunk.buf[*start..*end],
+            (Source::Chunk(start, end), Some((_, buf))) => &buf[*start..*end],
             _ => &[],
         }
     }
 
+    /// Decodes the entry at `index`.
     #[inline]
     fn load(&mut self) -> Result<()> {
         let mut key = std::mem::take(&mut self.key);
-        let loaded = PageRef::new(self.bytes()).and_then(|p| p.key_into(self.index, &mut key)).is_some();
+        let entry = PageRef::new(self.bytes()).and_then(|page| page.entry(self.index)).map(|entry| {
+            key.truncate(self.prefix);
+            key.extend_from_slice(entry.suffix);
+            (entry.kind, entry.value_at..entry.value_at + entry.value.len())
+        });
         self.key = key;
-        self.valid = loaded;
-        if loaded { Ok(()) } else { Err(self.lie()) }
+        self.valid = entry.is_some();
+        let Some((kind, value)) = entry else { return Err(self.lie()) };
+        (self.kind, self.value, self.head) = (kind, value, head_of(&self.key));
+        Ok(())
     }
 
     #[cold]

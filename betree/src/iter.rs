@@ -9,10 +9,11 @@ use betree_pager::Pager;
 use bytes::Bytes;
 
 use crate::Result;
+use crate::cursor::Direction;
 use crate::operator::MergeOperator;
 use crate::types::Seqno;
 use crate::view::View;
-use crate::walk::{Direction, Walk};
+use crate::walk::Walk;
 
 /// Longer walks count as of this length: they read ahead in large pieces anyway.
 const LONGEST_HABIT: u64 = 64 << 10;
@@ -27,7 +28,7 @@ pub struct Iter {
     operator: Option<Arc<dyn MergeOperator>>,
     view: Arc<View>,
     at: Seqno,
-    /// What is left: keys from `low` on, below `high`.
+    /// The range: keys from `low` on, below `high`.
     low: Vec<u8>,
     high: Option<Vec<u8>>,
     front: Option<Walk>,
@@ -116,69 +117,112 @@ impl Iter {
         }
     }
 
-    fn step(&mut self, direction: Direction) -> Result<Option<(Bytes, Bytes)>> {
-        let slot = match direction {
-            Direction::Forward => &mut self.front,
-            Direction::Backward => &mut self.back,
+    /// Moves one side on; whether there is a record.
+    fn step(&mut self, direction: Direction) -> Result<bool> {
+        let (own, other) = match direction {
+            Direction::Forward => (&mut self.front, &self.back),
+            Direction::Backward => (&mut self.back, &self.front),
         };
-        let walk = match slot {
+        let met = other.as_ref().and_then(Walk::found).map(|(key, _)| key);
+        let walk = match own {
             Some(walk) => walk,
-            None => slot.insert(Walk::new(
-                &self.pager,
-                &self.view,
-                self.at,
-                direction,
-                self.habit.expected(),
-                &self.low,
-                self.high.as_deref(),
-            )?),
-        };
-        let found = walk.next(&self.low, self.high.as_deref(), &self.operator)?;
-        if let Some((key, value)) = &found {
-            self.taken += (key.len() + value.len()) as u64;
-            match direction {
-                Direction::Forward => {
-                    self.low.clear();
-                    self.low.extend_from_slice(key);
-                    self.low.push(0);
-                }
-                Direction::Backward => match &mut self.high {
-                    Some(high) => {
-                        high.clear();
-                        high.extend_from_slice(key);
-                    }
-                    None => self.high = Some(key.to_vec()),
-                },
+            None => {
+                let (low, high) = match (direction, met) {
+                    (Direction::Forward, met) => (&self.low[..], met.or(self.high.as_deref())),
+                    (Direction::Backward, None) => (&self.low[..], self.high.as_deref()),
+                    (Direction::Backward, Some(met)) => (met, self.high.as_deref()),
+                };
+                let expected = self.habit.expected();
+                let operator = self.operator.clone();
+                own.insert(Walk::new(
+                    &self.pager,
+                    &self.view,
+                    operator,
+                    self.at,
+                    direction,
+                    expected,
+                    low,
+                    high,
+                )?)
             }
+        };
+        if !walk.step()? {
+            return Ok(false);
         }
-        Ok(found)
+        let Some((key, value)) = walk.found() else { return Ok(false) };
+        // Neither side gives what the other one gave.
+        let inside = met.is_none_or(|met| match direction {
+            Direction::Forward => key < met,
+            Direction::Backward => key > met,
+        });
+        self.taken += (key.len() + value.len()) as u64;
+        Ok(inside)
     }
 
-    fn advance_from(&mut self, direction: Direction) -> Option<Result<(Bytes, Bytes)>> {
+    fn advance(&mut self, direction: Direction) -> Result<bool> {
         if self.ended {
-            return None;
+            return Ok(false);
         }
-        let item = self.step(direction).transpose();
-        if !matches!(item, Some(Ok(_))) {
+        let stepped = self.step(direction);
+        if !matches!(stepped, Ok(true)) {
             self.ended = true;
             self.front = None;
             self.back = None;
         }
-        item
+        stepped
     }
+
+    /// The next record in ascending order, lent until the next call: as [`Iterator::next`], without a copy of key and value.
+    ///
+    /// ```
+    /// # fn main() -> betree::Result<()> {
+    /// # let directory = tempfile::tempdir().unwrap();
+    /// # let db = betree::Db::open(directory.path())?;
+    /// # let keyspace = db.keyspace("numbers")?;
+    /// keyspace.insert("one", "1")?;
+    /// keyspace.insert("two", "2")?;
+    /// let mut iter = keyspace.iter();
+    /// let mut bytes = 0;
+    /// while let Some((key, value)) = iter.next_record()? {
+    ///     bytes += key.len() + value.len();
+    /// }
+    /// assert_eq!(bytes, 8);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the device, and damage found on the way.
+    pub fn next_record(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        let there = self.advance(Direction::Forward)?;
+        Ok(if there { self.front.as_ref().and_then(Walk::found) } else { None })
+    }
+
+    /// The next record in descending order, as [`Iter::next_record`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn next_record_back(&mut self) -> Result<Option<(&[u8], &[u8])>> {
+        let there = self.advance(Direction::Backward)?;
+        Ok(if there { self.back.as_ref().and_then(Walk::found) } else { None })
+    }
+}
+
+fn owned((key, value): (&[u8], &[u8])) -> (Bytes, Bytes) {
+    (Bytes::copy_from_slice(key), Bytes::copy_from_slice(value))
 }
 
 impl Iterator for Iter {
     type Item = Result<(Bytes, Bytes)>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.advance_from(Direction::Forward)
+        self.next_record().map(|record| record.map(owned)).transpose()
     }
 }
 
 impl DoubleEndedIterator for Iter {
     fn next_back(&mut self) -> Option<Self::Item> {
-        self.advance_from(Direction::Backward)
+        self.next_record_back().map(|record| record.map(owned)).transpose()
     }
 }
 

@@ -36,6 +36,7 @@ mod pins;
 mod poison;
 mod prefetch;
 mod pressure;
+mod readahead;
 mod recovery;
 mod room;
 mod rows;

@@ -46,6 +46,8 @@ pub(crate) struct EntryRef<'a> {
     pub kind: Kind,
     pub suffix: &'a [u8],
     pub value: &'a [u8],
+    /// Where the value begins in the page.
+    pub value_at: usize,
 }
 
 impl<'a> PageRef<'a> {
@@ -92,7 +94,14 @@ impl<'a> PageRef<'a> {
             return None;
         }
         let (suffix, rest) = rest.split_at(klen);
-        Some(EntryRef { kind, suffix, value: &rest[..vlen] })
+        let value_at = self.bytes.len() - rest.len();
+        Some(EntryRef { kind, suffix, value: &rest[..vlen], value_at })
+    }
+
+    /// What all keys begin with.
+    #[inline]
+    pub(crate) fn prefix(&self) -> &'a [u8] {
+        self.prefix
     }
 
     /// Appends the key at `index` to `out` after clearing it.

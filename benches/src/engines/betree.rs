@@ -113,10 +113,9 @@ impl Session for BetreeSession<'_> {
         let mut rows = 0;
         let mut iter = self.engine.records.range(start..);
         while rows < limit
-            && let Some(row) = iter.next()
+            && let Some((key, value)) = iter.next_record()?
         {
-            let (key, value) = row?;
-            visit(&key, &value)?;
+            visit(key, value)?;
             rows += 1;
         }
         Ok(rows)
