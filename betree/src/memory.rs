@@ -11,7 +11,7 @@
 //! Called by the thread that keeps the log (after each piece of it that writers fill, and now and then), or with a background
 //! step where there are no threads. Time is that of the storage, so that a simulated run goes the same way each time.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use betree_storage::primitives::Mutex;
@@ -30,14 +30,19 @@ const IDLE: Duration = Duration::from_secs(2);
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
 /// What was seen at the last round.
+///
+/// The scheduler asks for the last write with its own lock held, and a round asks the scheduler: so that time is not behind the lock.
 #[derive(Debug, Default)]
-pub(crate) struct Memory(Mutex<Seen>);
+pub(crate) struct Memory {
+    seen: Mutex<Seen>,
+    /// When a round last found that something had been written, in nanoseconds.
+    written_at: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct Seen {
     at: Duration,
     messages: u64,
-    written_at: Duration,
     tasks: u64,
     gets: u64,
     /// When keys were last read, if ever.
@@ -75,7 +80,7 @@ impl Seen {
 impl Memory {
     /// Whether nothing has been written for a while.
     pub(crate) fn at_rest(&self, now: Duration) -> bool {
-        now.saturating_sub(self.0.lock().written_at) > IDLE
+        now.saturating_sub(Duration::from_nanos(self.written_at.load(Relaxed))) > IDLE
     }
 }
 
@@ -88,13 +93,14 @@ impl Shared {
         };
         let mut need: usize = self.states().iter().map(|state| heads(state)).sum();
         let (left, pointwise) = {
-            let mut seen = self.memory.0.lock();
+            let mut seen = self.memory.seen.lock();
             let (messages, tasks) = (self.counters.messages.load(Relaxed), self.counters.tasks.load(Relaxed));
             if messages != seen.messages {
-                (seen.messages, seen.written_at) = (messages, now);
+                seen.messages = messages;
+                self.memory.written_at.store(now.as_nanos() as u64, Relaxed);
                 // Until the next round.
                 need += self.memtable_bytes / 4;
-            } else if now.saturating_sub(seen.written_at) > IDLE {
+            } else if self.memory.at_rest(now) {
                 self.arenas.release();
             }
             if tasks != seen.tasks || self.scheduler.is_working() {

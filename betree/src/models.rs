@@ -5,6 +5,7 @@
 //! each of these also shows that no wake-up is lost between committers, workers and waiters.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use betree_storage::primitives::atomic::{AtomicU64, Ordering};
 use betree_storage::primitives::{explore, thread};
@@ -201,6 +202,30 @@ fn nobody_waits_for_ever_in_any_interleaving() {
         db.compact().unwrap();
         assert_eq!(keyspace.iter().count(), 16);
         db.close().unwrap();
+    });
+}
+
+/// Memory is shared out, which asks the scheduler, while a worker looks for leaves to settle, which asks when something was written last.
+#[test]
+fn a_database_at_rest_waits_for_nobody_in_any_interleaving() {
+    explore(200, || {
+        let storage = SimStorage::new(7).as_storage();
+        let db = builder(0).open_on(storage.clone()).unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        for n in 0..6u64 {
+            keyspace.insert([0], value(n)).unwrap();
+        }
+        storage.pause(Duration::from_secs(5));
+        let (sharing, settling) = (db.clone(), db.clone());
+        let sharer = thread::spawn(move || (0..8).for_each(|_| sharing.shared().share_memory()));
+        let settler = thread::spawn(move || {
+            (0..8).for_each(|_| {
+                settling.run_background().unwrap();
+            });
+        });
+        sharer.join().unwrap();
+        settler.join().unwrap();
+        assert_eq!(number(keyspace.get([0]).unwrap().as_deref()), 5);
     });
 }
 
