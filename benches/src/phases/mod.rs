@@ -301,3 +301,21 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
         engine_stats,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A description without the fields that came later.
+    const OLD: &str = r#"{"engine":"betree","phase":"get","dir":"x","group":null,"memory":1,"betree_memory":null,
+        "present":7,"records":7,"batch":1,"operations":5,"rounds":1,"order":"random","durability":"buffered",
+        "max_seconds":1,"threads":1,"value_bytes":10,"seed":1}"#;
+
+    #[test]
+    fn a_description_without_later_fields_means_no_rest_and_all_records() {
+        let spec: RunSpec = serde_json::from_str(OLD).unwrap();
+        assert_eq!((spec.rest_seconds, spec.condition), (0, Condition::default()));
+        let again: RunSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!((again.present, again.condition), (7, Condition::default()));
+    }
+}
