@@ -92,10 +92,19 @@ pub struct CompareArgs {
     /// Threads of the phase get-threads.
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub threads: u64,
+    /// Threads of the phases ycsb-a to ycsb-f: each runs once with each of these numbers.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u64).range(1..=256))]
+    pub ycsb_threads: Vec<u64>,
     /// Threads that insert.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=256))]
     pub load_threads: u64,
-    /// The phases after the load, in this order.
+    /// Seconds that an engine stays open and idle, unmeasured, after load, overwrite, delete, put-delete and delete-range. Space is then
+    /// taken before and after.
+    #[arg(long, default_value_t = 0)]
+    pub rest_seconds: u64,
+    /// The phases after the load, in this order: verify, get, get-threads, miss, zipf, multi-get, scan, full-scan, ycsb-a, ycsb-b, ycsb-c,
+    /// ycsb-d, ycsb-e, ycsb-f, ingest-gets, overwrite, delete, put-delete, settle, delete-range. One named twice runs twice; what is read after
+    /// settle has rows of its own in the report. After delete-range only full-scan, verify and settle can follow.
     #[arg(
         long,
         value_delimiter = ',',
@@ -191,6 +200,16 @@ mod tests {
     #[test]
     fn the_arguments_are_well_formed() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_names_every_phase() {
+        let mut command = Args::command();
+        let help = command.find_subcommand_mut("compare").unwrap().render_long_help().to_string();
+        let words: Vec<_> = help.split(|c: char| !c.is_ascii_lowercase() && c != '-').collect();
+        for phase in PhaseName::ALL {
+            assert!(phase == PhaseName::Complete || words.contains(&phase.as_str()), "{phase}");
+        }
     }
 
     #[test]

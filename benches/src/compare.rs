@@ -6,7 +6,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::args::CompareArgs;
 use crate::engine::EngineName;
 use crate::host::{DirtyLimits, Dropped, Host, drop_page_cache};
 use crate::limit::MemoryGroup;
-use crate::phases::{Event, PhaseName, PhaseResult, RunSpec};
+use crate::phases::{Condition, Event, PhaseName, PhaseResult, RANGES, RunSpec};
 use crate::report::{Comparison, EngineRun};
 use crate::{plot, report};
 
@@ -42,6 +42,7 @@ pub fn run(args: &CompareArgs) -> Result<bool> {
         ensure!(engine.is_built_in(), "{engine} is not in this build: add `--features {engine}`");
     }
     ensure!(args.records > 0, "there is nothing to insert");
+    check_order(&args.phases)?;
     fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let mut comparison = Comparison {
         host: Host::look(&args.out),
@@ -51,6 +52,7 @@ pub fn run(args: &CompareArgs) -> Result<bool> {
         max_seconds: args.max_seconds,
         seed: args.seed,
         order: args.order,
+        rest_seconds: args.rest_seconds,
         limited: Err("no limit was asked for".into()),
         notes: Vec::new(),
         runs: Vec::new(),
@@ -87,6 +89,22 @@ pub fn run(args: &CompareArgs) -> Result<bool> {
     }
     println!("{}", report::markdown(&comparison));
     Ok(comparison.runs.iter().all(|run| run.error.is_none()))
+}
+
+/// After delete-range the records that are left are no longer those below some number, which most phases rely on.
+fn check_order(phases: &[PhaseName]) -> Result<()> {
+    let after = phases.iter().skip_while(|p| **p != PhaseName::DeleteRange).skip(1);
+    for phase in after {
+        ensure!(
+            phase.runs_on_slices(),
+            "{phase} cannot follow {}: only {}, {} and {} can",
+            PhaseName::DeleteRange,
+            PhaseName::FullScan,
+            PhaseName::Verify,
+            PhaseName::Settle
+        );
+    }
+    Ok(())
 }
 
 fn set_stage(args: &CompareArgs, comparison: &mut Comparison) -> Option<DirtyLimits> {
@@ -136,6 +154,14 @@ struct Stage<'a> {
     lines: File,
 }
 
+/// What the phases so far have left in a database.
+#[derive(Debug, Clone, Copy, Default)]
+struct Stock {
+    /// Its records have the numbers below this.
+    present: u64,
+    condition: Condition,
+}
+
 /// A line of results.jsonl.
 #[derive(Serialize)]
 struct Line<'a> {
@@ -173,7 +199,8 @@ impl Stage<'_> {
             fs::remove_dir_all(dir)?;
         }
         fs::create_dir_all(dir)?;
-        let mut present = self.run_phase(index, dir, run, PhaseName::Load, 0)?;
+        let mut stock = Stock::default();
+        self.run_phase(index, dir, run, PhaseName::Load, &mut stock)?;
         let mut phases: Vec<_> = self
             .args
             .phases
@@ -187,26 +214,50 @@ impl Stage<'_> {
         // A check that is asked for first is one of what the random load left.
         if phases.first() == Some(&PhaseName::Verify) {
             phases.remove(0);
-            present = self.run_phase(index, dir, run, PhaseName::Verify, present)?;
+            self.run_phase(index, dir, run, PhaseName::Verify, &mut stock)?;
         }
-        if present < self.args.records && !self.args.no_complete && !phases.is_empty() {
-            present = self.run_phase(index, dir, run, PhaseName::Complete, present)?;
+        if stock.present < self.args.records && !self.args.no_complete && !phases.is_empty() {
+            self.run_phase(index, dir, run, PhaseName::Complete, &mut stock)?;
         }
         for phase in phases {
-            present = self.run_phase(index, dir, run, phase, present)?;
+            self.run_phase(index, dir, run, phase, &mut stock)?;
         }
         Ok(())
     }
 
-    /// Runs a phase in a child and keeps its result; returns how many records there are afterwards.
+    /// Runs a phase once for each number of threads that it is to have.
     fn run_phase(
         &self,
         index: usize,
         dir: &Path,
         run: &mut EngineRun,
         phase: PhaseName,
-        present: u64,
-    ) -> Result<u64> {
+        stock: &mut Stock,
+    ) -> Result<()> {
+        let args = self.args;
+        match phase {
+            PhaseName::Load => self.run_child(index, dir, run, phase, args.load_threads, stock),
+            PhaseName::GetThreads => self.run_child(index, dir, run, phase, args.threads, stock),
+            // One that inserts and one that reads.
+            PhaseName::IngestGets => self.run_child(index, dir, run, phase, 2, stock),
+            _ if phase.is_ycsb() => args
+                .ycsb_threads
+                .iter()
+                .try_for_each(|&threads| self.run_child(index, dir, run, phase, threads, stock)),
+            _ => self.run_child(index, dir, run, phase, 1, stock),
+        }
+    }
+
+    /// Runs a phase in a child, keeps its result, and brings `stock` up to date.
+    fn run_child(
+        &self,
+        index: usize,
+        dir: &Path,
+        run: &mut EngineRun,
+        phase: PhaseName,
+        threads: u64,
+        stock: &mut Stock,
+    ) -> Result<()> {
         if phase != PhaseName::Load && !self.args.warm && drop_page_cache(dir)? == Dropped::Files {
             run.note("page cache dropped by advice on the files only");
         }
@@ -216,7 +267,11 @@ impl Stage<'_> {
         } else {
             None
         };
-        let spec = self.spec(dir, run.engine, phase, present, group.as_ref().map(MemoryGroup::entrance));
+        let spec = RunSpec {
+            group: group.as_ref().map(MemoryGroup::entrance),
+            threads: threads as usize,
+            ..self.spec(dir, run.engine, phase, *stock)
+        };
         let mut result = match self.follow_child(&spec) {
             Ok(result) => result,
             Err(e) if group.as_ref().is_some_and(MemoryGroup::ran_out) => {
@@ -226,23 +281,20 @@ impl Stage<'_> {
         };
         result.group_peak_bytes = group.as_ref().and_then(MemoryGroup::peak);
         self.write_line(&Line { run: index, engine: run.engine, error: None, result: Some(&result) })?;
-        let present = result.present;
+        stock.condition = stock.condition.after(&result);
+        // Slices are of the records that were there before: their numbers stay below the same one.
+        if !stock.condition.sliced {
+            stock.present = result.present;
+        }
         run.phases.push(result);
-        Ok(present)
+        Ok(())
     }
 
-    fn spec(
-        &self,
-        dir: &Path,
-        engine: EngineName,
-        phase: PhaseName,
-        present: u64,
-        group: Option<PathBuf>,
-    ) -> RunSpec {
+    fn spec(&self, dir: &Path, engine: EngineName, phase: PhaseName, stock: Stock) -> RunSpec {
         let args = self.args;
         let batch = match phase {
-            // One record at a time for everyone, as the workload says.
-            PhaseName::YcsbA => 1,
+            // One record at a time for everyone, as the workloads say.
+            _ if phase.is_ycsb() => 1,
             _ if engine.is_btree() => args.batch_btree,
             _ => args.batch,
         };
@@ -250,11 +302,12 @@ impl Stage<'_> {
             engine,
             phase,
             dir: dir.to_path_buf(),
-            group,
+            group: None,
             // Without a limit the engines still need a size to be set up for.
             memory: if args.memory > 0 { args.memory } else { 512 << 20 },
             betree_memory: args.betree_memory,
-            present,
+            present: stock.present,
+            condition: stock.condition,
             records: args.records,
             batch,
             rounds: args.rounds,
@@ -263,15 +316,12 @@ impl Stage<'_> {
             operations: if phase == PhaseName::Scan { args.reads.div_ceil(10) } else { args.reads },
             max_seconds: match phase {
                 PhaseName::Load | PhaseName::Overwrite => args.max_seconds,
-                PhaseName::Delete | PhaseName::PutDelete => 0,
-                PhaseName::Complete | PhaseName::FullScan | PhaseName::Verify => 0,
+                PhaseName::Delete | PhaseName::PutDelete | PhaseName::DeleteRange => 0,
+                PhaseName::Complete | PhaseName::FullScan | PhaseName::Verify | PhaseName::Settle => 0,
                 _ => args.read_seconds,
             },
-            threads: match phase {
-                PhaseName::Load => args.load_threads as usize,
-                PhaseName::GetThreads => args.threads as usize,
-                _ => 1,
-            },
+            rest_seconds: args.rest_seconds,
+            threads: 1,
             value_bytes: args.value_bytes,
             seed: args.seed,
         }
@@ -369,6 +419,8 @@ fn progress_bar(spec: &RunSpec) -> ProgressBar {
         PhaseName::FullScan | PhaseName::Verify | PhaseName::PutDelete => spec.present,
         PhaseName::Overwrite => spec.present * spec.rounds,
         PhaseName::Delete => spec.present.div_ceil(2),
+        PhaseName::DeleteRange => RANGES,
+        PhaseName::Settle => 1,
         _ => spec.operations,
     };
     let bar = ProgressBar::new(total);

@@ -166,6 +166,14 @@ pub trait Engine: Send + Sync {
     /// What the engine says.
     fn sync(&self) -> Result<()>;
 
+    /// Merges everything the database has into its final form; `false` if the engine has no such call.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn settle(&self) -> Result<bool> {
+        Ok(false)
+    }
+
     /// The engine's own counters, if it has some.
     fn stats(&self) -> Option<serde_json::Value> {
         None
@@ -194,6 +202,24 @@ pub trait Session {
     /// # Errors
     /// What the engine says.
     fn delete(&mut self, keys: &[Key]) -> Result<()>;
+
+    /// Deletes every key from `start` up to, and without, `end` by one call; `false` if the engine has no such call.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn delete_range(&mut self, start: &Key, end: &Key) -> Result<bool> {
+        let _ = (start, end);
+        Ok(false)
+    }
+
+    /// Ends the view that the reads between two writes of this session share, if the engine has views: the next read sees what others
+    /// committed meanwhile, and the engine may use the space of what they replaced.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn renew_view(&mut self) -> Result<()> {
+        Ok(())
+    }
 
     /// Calls `visit` with the value if the key is there, and says whether it was.
     ///

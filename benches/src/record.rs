@@ -160,6 +160,15 @@ impl Records {
         }
     }
 
+    /// The lowest [`Records::rank`] that a record with a number below `n` can have, and how many ranks there are from it on.
+    pub fn rank_span(&self, n: u64) -> (u64, u64) {
+        match self.order {
+            KeyOrder::Random => (0, u64::MAX),
+            KeyOrder::Ascending => (0, n),
+            KeyOrder::Descending => (!n.saturating_sub(1), n),
+        }
+    }
+
     fn tail(&self, head: u64) -> u64 {
         mix(head.rotate_left(23) ^ self.seed.wrapping_mul(GOLDEN))
     }
@@ -347,6 +356,15 @@ mod tests {
             let (a, b) = (number, number * 7 + 1);
             assert_eq!(records.rank(a).cmp(&records.rank(b)), records.key(a).cmp(&records.key(b)));
             assert_eq!(records.number_of_rank(records.rank(a)), a);
+        }
+    }
+
+    #[test]
+    fn ranks_lie_in_their_span() {
+        for order in [KeyOrder::Random, KeyOrder::Ascending, KeyOrder::Descending] {
+            let records = Records::new(8, 100).in_order(order);
+            let (low, count) = records.rank_span(500);
+            assert!((0..500).all(|number| records.rank(number).wrapping_sub(low) < count), "{order:?}");
         }
     }
 

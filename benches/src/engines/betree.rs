@@ -52,6 +52,11 @@ impl Engine for Betree {
         Ok(self.db.persist()?)
     }
 
+    fn settle(&self) -> Result<bool> {
+        self.db.compact()?;
+        Ok(true)
+    }
+
     fn stats(&self) -> Option<serde_json::Value> {
         serde_json::to_value(self.db.stats()).ok()
     }
@@ -92,6 +97,11 @@ impl Session for BetreeSession<'_> {
             self.batch.remove(records, key)?;
         }
         Ok(self.engine.db.write_with(&mut self.batch, durability_of(self.engine.durability))?)
+    }
+
+    fn delete_range(&mut self, start: &Key, end: &Key) -> Result<bool> {
+        self.engine.records.remove_range(start, end)?;
+        Ok(true)
     }
 
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {

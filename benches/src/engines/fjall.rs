@@ -50,6 +50,12 @@ impl Engine for Fjall {
         Ok(self.db.persist(PersistMode::SyncAll)?)
     }
 
+    fn settle(&self) -> Result<bool> {
+        self.records.rotate_memtable_and_wait()?;
+        self.records.major_compact()?;
+        Ok(true)
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         drop(self);
         Ok(())

@@ -1,6 +1,8 @@
 //! LMDB through heed: a 64 GiB map, `MDB_NOSYNC`, no read-ahead where access is random.
 #![allow(unsafe_code, reason = "opening an environment, and its NOSYNC flag, are unsafe calls of heed")]
 
+use std::ops::Bound;
+
 use anyhow::{Result, anyhow};
 use heed::types::Bytes;
 use heed::{Database, Env, EnvFlags, EnvOpenOptions, RoTxn, WithoutTls};
@@ -103,6 +105,20 @@ impl Session for LmdbSession<'_> {
         Ok(write.commit()?)
     }
 
+    fn delete_range(&mut self, start: &Key, end: &Key) -> Result<bool> {
+        self.reader = None;
+        let mut write = self.engine.env.write_txn()?;
+        let bounds = (Bound::Included(start.as_slice()), Bound::Excluded(end.as_slice()));
+        self.engine.records.delete_range(&mut write, &bounds)?;
+        write.commit()?;
+        Ok(true)
+    }
+
+    fn renew_view(&mut self) -> Result<()> {
+        self.reader = None;
+        Ok(())
+    }
+
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {
         let records = self.engine.records;
         let value = records.get(self.reader()?, key.as_slice())?;
@@ -117,9 +133,9 @@ impl Session for LmdbSession<'_> {
         let mut rows = 0;
         // LMDB has no empty keys, so an empty start means the first key.
         let bounds = if start.is_empty() {
-            (std::ops::Bound::Unbounded, std::ops::Bound::Unbounded)
+            (Bound::Unbounded, Bound::Unbounded)
         } else {
-            (std::ops::Bound::Included(start), std::ops::Bound::Unbounded)
+            (Bound::Included(start), Bound::Unbounded)
         };
         let mut iter = records.range(self.reader()?, &bounds)?;
         while rows < limit

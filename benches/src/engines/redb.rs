@@ -116,6 +116,18 @@ impl Session for RedbSession<'_> {
         Ok(write.commit()?)
     }
 
+    fn delete_range(&mut self, start: &Key, end: &Key) -> Result<bool> {
+        let write = self.begin_write()?;
+        write.open_table(TABLE)?.retain_in(start.as_slice()..end.as_slice(), |_, _| false)?;
+        write.commit()?;
+        Ok(true)
+    }
+
+    fn renew_view(&mut self) -> Result<()> {
+        self.reader = None;
+        Ok(())
+    }
+
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {
         let value = self.reader()?.get(key.as_slice())?;
         if let Some(value) = &value {

@@ -2,8 +2,8 @@
 
 use anyhow::Result;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompactionStyle, DBCompressionType, Options, ReadOptions, WriteBatch,
-    WriteBufferManager, WriteOptions,
+    BlockBasedOptions, BottommostLevelCompaction, Cache, CompactOptions, DB, DBCompactionStyle,
+    DBCompressionType, Options, ReadOptions, WriteBatch, WriteBufferManager, WriteOptions,
 };
 
 use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
@@ -73,6 +73,14 @@ impl Engine for RocksDb {
         Ok(self.db.flush_wal(true)?)
     }
 
+    fn settle(&self) -> Result<bool> {
+        let mut options = CompactOptions::default();
+        // Files of the last level are rewritten too: they may have grown apart from the levels above.
+        options.set_bottommost_level_compaction(BottommostLevelCompaction::Force);
+        self.db.compact_range_opt(None::<&[u8]>, None::<&[u8]>, &options);
+        Ok(true)
+    }
+
     fn close(self: Box<Self>) -> Result<()> {
         drop(self);
         Ok(())
@@ -110,6 +118,13 @@ impl Session for RocksSession<'_> {
             write.delete(key);
         }
         Ok(db.write_opt(write, &self.write_options)?)
+    }
+
+    fn delete_range(&mut self, start: &Key, end: &Key) -> Result<bool> {
+        let mut write = WriteBatch::default();
+        write.delete_range(start, end);
+        self.engine.db.write_opt(write, &self.write_options)?;
+        Ok(true)
     }
 
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {

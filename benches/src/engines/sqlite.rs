@@ -105,9 +105,7 @@ impl SqliteSession {
 
 impl Session for SqliteSession {
     fn insert(&mut self, batch: &Batch) -> Result<()> {
-        if std::mem::take(&mut self.reading) {
-            self.run("COMMIT")?;
-        }
+        self.renew_view()?;
         self.run("BEGIN IMMEDIATE")?;
         {
             let mut insert = self.statement("INSERT OR REPLACE INTO records (k, v) VALUES (?1, ?2)")?;
@@ -119,9 +117,7 @@ impl Session for SqliteSession {
     }
 
     fn delete(&mut self, keys: &[Key]) -> Result<()> {
-        if std::mem::take(&mut self.reading) {
-            self.run("COMMIT")?;
-        }
+        self.renew_view()?;
         self.run("BEGIN IMMEDIATE")?;
         {
             let mut delete = self.statement("DELETE FROM records WHERE k = ?1")?;
@@ -130,6 +126,20 @@ impl Session for SqliteSession {
             }
         }
         self.run("COMMIT")
+    }
+
+    fn delete_range(&mut self, start: &Key, end: &Key) -> Result<bool> {
+        self.renew_view()?;
+        let mut delete = self.statement("DELETE FROM records WHERE k >= ?1 AND k < ?2")?;
+        delete.execute(params![start.as_slice(), end.as_slice()])?;
+        Ok(true)
+    }
+
+    fn renew_view(&mut self) -> Result<()> {
+        if std::mem::take(&mut self.reading) {
+            self.run("COMMIT")?;
+        }
+        Ok(())
     }
 
     fn get(&mut self, key: &Key, visit: &mut dyn FnMut(&[u8])) -> Result<bool> {

@@ -1,13 +1,15 @@
-//! The phases that change what is there: overwrites, deletes, and a mix of puts and deletes.
+//! The phases that change what is there: overwrites, deletes, a mix of puts and deletes, and deletes by range.
 //!
 //! Invariant `load.contiguous` (see `load`) holds again when a phase ends: overwriting keeps the set of records, deleting takes away those with
-//! the highest numbers, and the mix deletes again all it puts. So every later phase can check what it reads. One thread.
+//! the highest numbers, and the mix deletes again all it puts. So every later phase can check what it reads. Only deleting by range breaks it:
+//! what is left then is told by `slices.derivable`, and few phases can follow. One thread.
 
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use super::runner::{self, Shared, Tally, Work};
+use super::slices::Slices;
 use super::{Event, PhaseName, RunSpec};
 use crate::engine::{Engine, Session};
 use crate::meter::{Counters, Meter};
@@ -32,6 +34,7 @@ pub(super) fn run(spec: &RunSpec, engine: &dyn Engine, meter: &Meter, before: &C
             PhaseName::Overwrite => writer.overwrite(spec)?,
             PhaseName::Delete => writer.delete(spec)?,
             PhaseName::PutDelete => writer.put_and_delete(spec)?,
+            PhaseName::DeleteRange => writer.delete_ranges(spec)?,
             _ => bail!("not a phase of changes"),
         }
         Ok(writer.tally)
@@ -40,8 +43,12 @@ pub(super) fn run(spec: &RunSpec, engine: &dyn Engine, meter: &Meter, before: &C
         Event::Doing("final sync".into()).send()?;
         engine.sync()
     })?;
-    if spec.phase == PhaseName::Delete {
-        work.present = spec.present - work.operations;
+    match spec.phase {
+        PhaseName::Delete => work.present = spec.present - work.operations,
+        PhaseName::DeleteRange if !work.unsupported => {
+            work.present = Slices::new(spec.records_of(), spec.present).kept(spec.present);
+        }
+        _ => {}
     }
     Ok(work)
 }
@@ -153,6 +160,21 @@ impl Writer<'_> {
             }
         }
         self.remove_batch()
+    }
+
+    /// Deletes all but a tenth of every slice of the keys. Not stopped half-way, as a delete.
+    fn delete_ranges(&mut self, spec: &RunSpec) -> Result<()> {
+        ensure!(spec.present > 0, "there are no records to delete");
+        let slices = Slices::new(self.records, spec.present);
+        for index in scattered(slices.count(), 0) {
+            let (start, end) = slices.range(index);
+            if !self.session.delete_range(&start, &end)? {
+                self.tally.unsupported = true;
+                break;
+            }
+            self.lap(1);
+        }
+        Ok(())
     }
 }
 

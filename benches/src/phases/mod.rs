@@ -6,137 +6,62 @@
 //! record has failed.
 
 mod churn;
+mod ingest;
 mod load;
+mod name;
+mod order;
 mod reads;
 mod runner;
+mod settle;
+mod slices;
+mod task;
+mod ycsb;
 
-use std::fmt;
 use std::io::Write;
 use std::path::PathBuf;
-use std::str::FromStr;
-use std::time::Instant;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{CommitDurability, EngineName, Purpose, Setup};
+use crate::engine::{CommitDurability, EngineName, Setup};
 use crate::latency::LatencySummary;
 use crate::limit;
 use crate::meter::{Counters, Meter, resident_bytes, space_bytes};
 use crate::record::{KeyOrder, Records};
 use crate::series::Point;
 
+pub use ingest::IngestRates;
+pub use name::PhaseName;
+pub use slices::RANGES;
+
 /// Keys of one call in the phase multi-get.
 pub const MULTI_GET_KEYS: usize = 64;
 /// Rows of one scan.
 pub const SCAN_ROWS: u64 = 100;
-/// Skew of the phases zipf and ycsb-a.
+/// Skew of the phases zipf and ycsb-a to ycsb-f.
 pub const ZIPF_EXPONENT: f64 = 0.99;
 
-/// What is measured.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PhaseName {
-    /// Random inserts into an empty database.
-    Load,
-    /// What a stopped load has left, in key order; not measured.
-    Complete,
-    /// Everything read in order and compared; the same as full-scan, right after the load.
-    Verify,
-    /// Random reads of present keys, one thread, cold at the start.
-    Get,
-    /// The same with several threads.
-    GetThreads,
-    /// Random reads of absent keys.
-    Miss,
-    /// Reads of present keys with Zipf's frequencies.
-    Zipf,
-    /// Random reads of present keys, many per call.
-    MultiGet,
-    /// Short scans from random present keys.
-    Scan,
-    /// Everything in key order.
-    FullScan,
-    /// Half reads, half updates, with Zipf's frequencies.
-    YcsbA,
-    /// Every record is written anew, as many times as asked for.
-    Overwrite,
-    /// Half of the records are deleted, in random order.
-    Delete,
-    /// Half puts of new records, half deletes of them.
-    PutDelete,
+/// What earlier phases made of the records, beside their number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Condition {
+    /// Whether delete-range took its ranges out of the records below `present`.
+    pub sliced: bool,
+    /// Whether the engine has merged everything since the last change.
+    pub settled: bool,
 }
 
-impl PhaseName {
-    const ALL: [PhaseName; 14] = [
-        PhaseName::Load,
-        PhaseName::Complete,
-        PhaseName::Verify,
-        PhaseName::Get,
-        PhaseName::GetThreads,
-        PhaseName::Miss,
-        PhaseName::Zipf,
-        PhaseName::MultiGet,
-        PhaseName::Scan,
-        PhaseName::FullScan,
-        PhaseName::YcsbA,
-        PhaseName::Overwrite,
-        PhaseName::Delete,
-        PhaseName::PutDelete,
-    ];
-
-    /// The name used on the command line.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            PhaseName::Load => "load",
-            PhaseName::Complete => "complete",
-            PhaseName::Verify => "verify",
-            PhaseName::Get => "get",
-            PhaseName::GetThreads => "get-threads",
-            PhaseName::Miss => "miss",
-            PhaseName::Zipf => "zipf",
-            PhaseName::MultiGet => "multi-get",
-            PhaseName::Scan => "scan",
-            PhaseName::FullScan => "full-scan",
-            PhaseName::YcsbA => "ycsb-a",
-            PhaseName::Overwrite => "overwrite",
-            PhaseName::Delete => "delete",
-            PhaseName::PutDelete => "put-delete",
+impl Condition {
+    /// What it is after `result`.
+    pub fn after(self, result: &PhaseResult) -> Condition {
+        match result.phase {
+            _ if result.unsupported => self,
+            PhaseName::Settle => Condition { settled: true, ..self },
+            PhaseName::DeleteRange => Condition { sliced: true, settled: false },
+            phase => Condition { settled: self.settled && !phase.writes(), ..self },
         }
-    }
-
-    /// Whether it changes records that are there.
-    pub fn is_churn(self) -> bool {
-        matches!(self, PhaseName::Overwrite | PhaseName::Delete | PhaseName::PutDelete)
-    }
-
-    fn purpose(self) -> Purpose {
-        match self {
-            PhaseName::Scan | PhaseName::FullScan | PhaseName::Verify => Purpose::Scans,
-            _ => Purpose::Points,
-        }
-    }
-
-    /// Whether the phase leaves the database changed, so that closing and writing back belong to what it costs.
-    fn writes(self) -> bool {
-        matches!(self, PhaseName::Load | PhaseName::Complete | PhaseName::YcsbA) || self.is_churn()
-    }
-}
-
-impl fmt::Display for PhaseName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
-
-impl FromStr for PhaseName {
-    type Err = String;
-
-    fn from_str(name: &str) -> Result<Self, String> {
-        PhaseName::ALL.into_iter().find(|p| p.as_str() == name).ok_or_else(|| {
-            let names: Vec<_> = PhaseName::ALL.iter().map(|p| p.as_str()).collect();
-            format!("no phase {name:?}; there are {}", names.join(", "))
-        })
     }
 }
 
@@ -155,8 +80,11 @@ pub struct RunSpec {
     pub memory: u64,
     /// The budget of betree's options, if not the usual share.
     pub betree_memory: Option<u64>,
-    /// Records in the database when the phase starts: those with the numbers below this.
+    /// Records in the database when the phase starts: those with the numbers below this, less what delete-range took.
     pub present: u64,
+    /// What else is known of them.
+    #[serde(flatten)]
+    pub condition: Condition,
     /// Records to have at the end of a load.
     pub records: u64,
     /// Records per commit.
@@ -171,6 +99,9 @@ pub struct RunSpec {
     pub durability: CommitDurability,
     /// Seconds after which the phase is stopped.
     pub max_seconds: u64,
+    /// Seconds that the engine stays open and idle after a phase that changes records.
+    #[serde(default)]
+    pub rest_seconds: u64,
     /// Threads.
     pub threads: usize,
     /// Bytes of a value.
@@ -223,7 +154,10 @@ pub struct PhaseResult {
     pub batch: u64,
     /// Threads.
     pub threads: usize,
-    /// Operations done: commits' records for a load, keys for gets, scans for scans, rows for a full scan.
+    /// What the records were like at the start.
+    #[serde(flatten)]
+    pub condition: Condition,
+    /// Operations done: commits' records for a load, keys for gets, scans for scans, rows for a full scan, ranges for delete-range.
     pub operations: u64,
     /// Rows that scans returned.
     pub rows: u64,
@@ -241,10 +175,14 @@ pub struct PhaseResult {
     pub close_seconds: f64,
     /// Latency of commits, of gets, of scans.
     pub latency: LatencySummary,
-    /// What it cost. For a phase that writes, closing and all write-back are included.
+    /// What it cost. For a phase that writes, the rest, closing and all write-back are included.
     pub counters: Counters,
-    /// Bytes of the files afterwards, of a phase that writes.
+    /// Bytes of the files afterwards, of a phase that writes: after closing, or right after the final sync if there is a rest.
     pub space_bytes: Option<u64>,
+    /// Bytes of the files after the rest and closing, if there was a rest.
+    pub rested_space_bytes: Option<u64>,
+    /// What ingest-gets measured beside the latency of gets.
+    pub ingest: Option<IngestRates>,
     /// Most bytes of memory without a file behind them.
     pub peak_anonymous_bytes: u64,
     /// Most resident bytes, mapped files included.
@@ -308,10 +246,20 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
     let before = meter.read()?;
     let work = match spec.phase {
         PhaseName::Load | PhaseName::Complete => load::run(spec, &*engine, &meter, &before)?,
+        PhaseName::Settle => settle::run(spec, &*engine, &meter, &before)?,
+        PhaseName::IngestGets => ingest::run(spec, &*engine, &meter, &before)?,
         phase if phase.is_churn() => churn::run(spec, &*engine, &meter, &before)?,
+        phase if phase.is_ycsb() => ycsb::run(spec, &*engine, &meter, &before)?,
         _ => reads::run(spec, &*engine, &meter, &before)?,
     };
     let mut counters = meter.read()?.since(&before);
+    let mut space = None;
+    let rests = spec.rest_seconds > 0 && spec.phase.rests() && !work.unsupported;
+    if rests {
+        space = Some(space_bytes(&spec.dir)?);
+        Event::Doing("resting".into()).send()?;
+        thread::sleep(Duration::from_secs(spec.rest_seconds));
+    }
 
     let engine_stats = engine.stats();
     let (anonymous, resident) = resident_bytes();
@@ -319,12 +267,12 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
     Event::Doing("closing".into()).send()?;
     engine.close().context("closing")?;
     let close_seconds = closing.elapsed().as_secs_f64();
-    let mut space = None;
+    let mut rested_space = None;
     if spec.phase.writes() {
         // What still waits in the page cache was caused by this phase; without this its bytes would be the next one's.
         nix::unistd::syncfs(std::fs::File::open(&spec.dir)?)?;
         counters = meter.read()?.since(&before);
-        space = Some(space_bytes(&spec.dir)?);
+        *(if rests { &mut rested_space } else { &mut space }) = Some(space_bytes(&spec.dir)?);
     }
     Ok(PhaseResult {
         phase: spec.phase,
@@ -332,6 +280,7 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
         unsupported: work.unsupported,
         batch: spec.batch,
         threads: spec.threads,
+        condition: spec.condition,
         operations: work.operations,
         rows: work.rows,
         present: work.present,
@@ -343,10 +292,30 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
         latency: work.latency,
         counters,
         space_bytes: space,
+        rested_space_bytes: rested_space,
+        ingest: work.ingest,
         peak_anonymous_bytes: work.peak_anonymous.max(anonymous),
         peak_resident_bytes: work.peak_resident.max(resident),
         group_peak_bytes: None,
         series: work.series,
         engine_stats,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A description without the fields that came later.
+    const OLD: &str = r#"{"engine":"betree","phase":"get","dir":"x","group":null,"memory":1,"betree_memory":null,
+        "present":7,"records":7,"batch":1,"operations":5,"rounds":1,"order":"random","durability":"buffered",
+        "max_seconds":1,"threads":1,"value_bytes":10,"seed":1}"#;
+
+    #[test]
+    fn a_description_without_later_fields_means_no_rest_and_all_records() {
+        let spec: RunSpec = serde_json::from_str(OLD).unwrap();
+        assert_eq!((spec.rest_seconds, spec.condition), (0, Condition::default()));
+        let again: RunSpec = serde_json::from_str(&serde_json::to_string(&spec).unwrap()).unwrap();
+        assert_eq!((again.present, again.condition), (7, Condition::default()));
+    }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, anyhow};
 
-use super::{Event, RunSpec};
+use super::{Event, IngestRates, RunSpec};
 use crate::engine::{Engine, Session};
 use crate::latency::{Latencies, LatencySummary};
 use crate::meter::{Counters, Meter, resident_bytes};
@@ -67,6 +67,7 @@ pub(super) struct Work {
     pub(super) present: u64,
     pub(super) stopped: bool,
     pub(super) unsupported: bool,
+    pub(super) ingest: Option<IngestRates>,
     pub(super) seconds: f64,
     pub(super) sync_seconds: f64,
     pub(super) latency: LatencySummary,
@@ -134,6 +135,7 @@ where
             present: spec.present,
             stopped: shared.stopped(),
             unsupported: total.unsupported,
+            ingest: None,
             seconds,
             sync_seconds,
             latency: total.latencies.summary(),

@@ -1,14 +1,15 @@
 //! The Markdown report: one table, a column per engine, and what has to be known to read it.
 
+mod rows;
+
 use std::fmt::Write as _;
 
 use serde::Serialize;
 
 use crate::engine::EngineName;
 use crate::host::{Host, package_version};
-use crate::phases::{PhaseName, PhaseResult};
+use crate::phases::{Condition, PhaseName, PhaseResult};
 use crate::record::{KEY_LEN, KeyOrder};
-use crate::series;
 
 /// Everything a comparison found.
 #[derive(Debug, Clone, Serialize)]
@@ -27,6 +28,8 @@ pub struct Comparison {
     pub seed: u64,
     /// Order of the keys.
     pub order: KeyOrder,
+    /// Seconds of rest after a phase that changes records.
+    pub rest_seconds: u64,
     /// Whether the memory limit was in force, or why not.
     pub limited: Result<(), String>,
     /// More to know.
@@ -68,94 +71,23 @@ impl EngineRun {
         }
     }
 
-    /// The result of a phase.
+    /// The first result of a phase; for one that only reads, of all records and before the engine has settled.
     pub fn phase(&self, name: PhaseName) -> Option<&PhaseResult> {
-        self.phases.iter().find(|p| p.phase == name && !p.unsupported)
+        self.phase_in(name, Condition::default())
+    }
+
+    /// The first result of a phase; for one that only reads, of records in this condition.
+    pub fn phase_in(&self, name: PhaseName, condition: Condition) -> Option<&PhaseResult> {
+        self.phases
+            .iter()
+            .find(|p| p.phase == name && !p.unsupported && (name.writes() || p.condition == condition))
+    }
+
+    /// The first result of a workload of YCSB with this many threads.
+    pub fn ycsb(&self, name: PhaseName, threads: usize) -> Option<&PhaseResult> {
+        self.phases.iter().find(|p| p.phase == name && p.threads == threads)
     }
 }
-
-/// A row of the table: its title and how a cell is found.
-type Row = (&'static str, fn(&Comparison, &EngineRun) -> Option<String>);
-
-const ROWS: [Row; 40] = [
-    ("**insert**: records per commit", |_, r| load(r).map(|p| p.batch.to_string())),
-    ("records inserted", |_, r| {
-        load(r)
-            .map(|p| format!("{}{}", count(p.operations as f64), if p.stopped { " (stopped)" } else { "" }))
-    }),
-    ("records/s, average", |_, r| load(r).map(|p| count(p.rate()))),
-    ("records/s, last tenth of the time", |_, r| series::final_rate(&load(r)?.series).map(count)),
-    ("records/s, worst second", |_, r| series::worst_second(&load(r)?.series).map(count)),
-    ("CPU per record, µs", |_, r| {
-        load(r).map(|p| format!("{:.2}", p.counters.cpu() * 1e6 / p.operations.max(1) as f64))
-    }),
-    ("commit p50 / p99", |_, r| {
-        load(r).map(|p| format!("{} / {}", time(p.latency.p50_ns), time(p.latency.p99_ns)))
-    }),
-    ("commit p99.9 / longest", |_, r| {
-        load(r).map(|p| format!("{} / {}", time(p.latency.p999_ns), time(p.latency.max_ns)))
-    }),
-    ("bytes written per byte inserted, device", |c, r| {
-        load(r)?.write_amplification(c.record_len()).0.map(|x| format!("{x:.2}"))
-    }),
-    ("bytes written per byte inserted, process", |c, r| {
-        load(r).map(|p| format!("{:.2}", p.write_amplification(c.record_len()).1))
-    }),
-    ("space per byte inserted", |c, r| {
-        let p = load(r)?;
-        Some(format!("{:.2}", p.space_bytes? as f64 / (p.present * c.record_len()).max(1) as f64))
-    }),
-    ("most memory: heap / with page cache", |_, r| {
-        let p = load(r)?;
-        let all = p.group_peak_bytes.map_or("–".into(), bytes);
-        Some(format!("{} / {all}", bytes(p.peak_anonymous_bytes)))
-    }),
-    ("final sync / closing, s", |_, r| {
-        load(r).map(|p| format!("{:.2} / {:.2}", p.sync_seconds, p.close_seconds))
-    }),
-    ("checked after the load: rows", |_, r| {
-        r.phase(PhaseName::Verify).map(|p| format!("{}, all right", count(p.rows as f64)))
-    }),
-    ("records present at the reads", |_, r| {
-        let read = r
-            .phases
-            .iter()
-            .find(|p| !matches!(p.phase, PhaseName::Load | PhaseName::Complete | PhaseName::Verify))?;
-        let completed = if r.phase(PhaseName::Complete).is_some() { " (completed in key order)" } else { "" };
-        Some(format!("{}{completed}", count(read.present as f64)))
-    }),
-    ("open, cold, ms", |_, r| r.phase(PhaseName::Get).map(|p| format!("{:.0}", p.open_seconds * 1e3))),
-    ("**random get**, 1 thread /s", |_, r| rate(r, PhaseName::Get)),
-    ("device reads per get", |_, r| reads(r, PhaseName::Get)),
-    ("get p50 / p99", |_, r| {
-        r.phase(PhaseName::Get).map(|p| format!("{} / {}", time(p.latency.p50_ns), time(p.latency.p99_ns)))
-    }),
-    ("**random get**, several threads /s", |_, r| {
-        r.phase(PhaseName::GetThreads).map(|p| format!("{} ({})", count(p.rate()), p.threads))
-    }),
-    ("**multi-get** of 64, 1 thread, keys/s", |_, r| rate(r, PhaseName::MultiGet)),
-    ("**miss** /s", |_, r| rate(r, PhaseName::Miss)),
-    ("device reads per miss", |_, r| reads(r, PhaseName::Miss)),
-    ("**get, Zipf 0.99** /s", |_, r| rate(r, PhaseName::Zipf)),
-    ("device reads per get, Zipf", |_, r| reads(r, PhaseName::Zipf)),
-    ("**scan of 100 rows** /s", |_, r| rate(r, PhaseName::Scan)),
-    ("device reads per scan", |_, r| reads(r, PhaseName::Scan)),
-    ("**full scan**, rows/s, every row checked", |_, r| rate(r, PhaseName::FullScan)),
-    ("**YCSB A**, 1 thread /s", |_, r| rate(r, PhaseName::YcsbA)),
-    ("YCSB A p99 / longest", |_, r| {
-        r.phase(PhaseName::YcsbA).map(|p| format!("{} / {}", time(p.latency.p99_ns), time(p.latency.max_ns)))
-    }),
-    ("**overwrites** /s", |_, r| rate(r, PhaseName::Overwrite)),
-    ("overwrite p99.9 / longest", |_, r| tail(r, PhaseName::Overwrite)),
-    ("overwrites: bytes written per byte, device", |c, r| written(c, r, PhaseName::Overwrite)),
-    ("space per byte of live records, after overwrites", |c, r| space(c, r, PhaseName::Overwrite)),
-    ("**deletes** /s", |_, r| rate(r, PhaseName::Delete)),
-    ("space per byte of live records, after deletes", |c, r| space(c, r, PhaseName::Delete)),
-    ("**half puts, half deletes** /s", |_, r| rate(r, PhaseName::PutDelete)),
-    ("put or delete p99.9 / longest", |_, r| tail(r, PhaseName::PutDelete)),
-    ("space per byte of live records, after puts and deletes", |c, r| space(c, r, PhaseName::PutDelete)),
-    ("failed", |_, r| r.error.clone().map(|e| e.replace('|', "/").replace('\n', " "))),
-];
 
 /// The whole report.
 pub fn markdown(comparison: &Comparison) -> String {
@@ -201,7 +133,7 @@ fn table(text: &mut String, c: &Comparison) {
     text.push_str("\n|---|");
     text.push_str(&"---:|".repeat(c.runs.len()));
     text.push('\n');
-    for (title, cell) in ROWS {
+    for (title, cell) in rows::rows(c) {
         let cells: Vec<_> = c.runs.iter().map(|run| cell(c, run)).collect();
         // A phase that nobody ran has no rows.
         if cells.iter().any(Option::is_some) {
@@ -218,8 +150,11 @@ fn table(text: &mut String, c: &Comparison) {
 /// betree's average rate of inserts over the fastest of the B-trees, the figure that this comparison is for.
 fn ratios(text: &mut String, c: &Comparison) {
     let best = |wanted: fn(EngineName) -> bool| {
-        let rates =
-            c.runs.iter().filter(|r| wanted(r.engine)).filter_map(|r| Some((r.engine, load(r)?.rate())));
+        let rates = c
+            .runs
+            .iter()
+            .filter(|r| wanted(r.engine))
+            .filter_map(|r| Some((r.engine, r.phase(PhaseName::Load)?.rate())));
         rates.max_by(|a, b| a.1.total_cmp(&b.1))
     };
     if let Some((_, ours)) = best(|e| e == EngineName::Betree)
@@ -250,31 +185,6 @@ fn configurations(text: &mut String, c: &Comparison) {
             let _ = writeln!(text, "  {note}.");
         }
     }
-}
-
-fn load(run: &EngineRun) -> Option<&PhaseResult> {
-    run.phase(PhaseName::Load)
-}
-
-fn tail(run: &EngineRun, phase: PhaseName) -> Option<String> {
-    run.phase(phase).map(|p| format!("{} / {}", time(p.latency.p999_ns), time(p.latency.max_ns)))
-}
-
-fn written(c: &Comparison, run: &EngineRun, phase: PhaseName) -> Option<String> {
-    run.phase(phase)?.write_amplification(c.record_len()).0.map(|x| format!("{x:.2}"))
-}
-
-fn space(c: &Comparison, run: &EngineRun, phase: PhaseName) -> Option<String> {
-    let p = run.phase(phase)?;
-    Some(format!("{:.2}", p.space_bytes? as f64 / (p.present * c.record_len()).max(1) as f64))
-}
-
-fn rate(run: &EngineRun, phase: PhaseName) -> Option<String> {
-    run.phase(phase).map(|p| count(p.rate()))
-}
-
-fn reads(run: &EngineRun, phase: PhaseName) -> Option<String> {
-    run.phase(phase)?.device_reads_per_operation().map(|x| format!("{x:.3}"))
 }
 
 /// A number to three digits with a unit of thousands.
@@ -333,6 +243,7 @@ pub(crate) mod tests {
             unsupported: false,
             batch: 100,
             threads: 1,
+            condition: Condition::default(),
             operations,
             rows: operations,
             present: operations,
@@ -362,6 +273,8 @@ pub(crate) mod tests {
                 ..Counters::default()
             },
             space_bytes: Some(operations * 116 * 2),
+            rested_space_bytes: None,
+            ingest: None,
             peak_anonymous_bytes: 300 << 20,
             peak_resident_bytes: 310 << 20,
             group_peak_bytes: Some(512 << 20),
@@ -386,6 +299,7 @@ pub(crate) mod tests {
             max_seconds: 20,
             seed: 1,
             order: KeyOrder::Random,
+            rest_seconds: 0,
             limited: Ok(()),
             notes: vec!["A note.".into()],
             runs: vec![betree, redb, lmdb],
@@ -413,6 +327,47 @@ pub(crate) mod tests {
     #[test]
     fn phases_that_nobody_ran_have_no_rows() {
         assert!(!markdown(&comparison()).contains("YCSB"));
+    }
+
+    #[test]
+    fn reads_before_and_after_settling_have_rows_of_their_own() {
+        let mut comparison = comparison();
+        let settled = Condition { settled: true, ..Condition::default() };
+        let mut after = result(PhaseName::Scan, 3000, 1.0);
+        after.condition = settled;
+        comparison.runs[0].phases.extend([
+            result(PhaseName::Scan, 2000, 1.0),
+            result(PhaseName::Settle, 1, 5.0),
+            after,
+        ]);
+        let text = markdown(&comparison);
+        assert_eq!(row(&text, "**scan of 100 rows** /s"), ["2000", "–", "–"]);
+        assert_eq!(row(&text, "**settle**, s"), ["5.00", "–", "–"]);
+        assert_eq!(row(&text, "**scan of 100 rows** /s, settled"), ["3000", "–", "–"]);
+        assert!(!text.contains("get, Zipf 0.99** /s, settled"));
+    }
+
+    #[test]
+    fn a_workload_has_a_row_for_each_number_of_threads() {
+        let mut comparison = comparison();
+        for (threads, rate) in [(1, 100), (2, 150)] {
+            let mut of_threads = result(PhaseName::YcsbD, rate, 1.0);
+            of_threads.threads = threads;
+            comparison.runs[1].phases.push(of_threads);
+        }
+        let text = markdown(&comparison);
+        assert_eq!(row(&text, "**YCSB D**, 1 thread /s"), ["–", "100", "–"]);
+        assert_eq!(row(&text, "**YCSB D**, 2 threads /s"), ["–", "150", "–"]);
+    }
+
+    #[test]
+    fn space_after_a_rest_is_beside_that_before() {
+        let mut comparison = comparison();
+        comparison.rest_seconds = 60;
+        comparison.runs[0].phases[0].rested_space_bytes = Some(2_000_000 * 116);
+        let text = markdown(&comparison);
+        assert_eq!(row(&text, "space per byte inserted"), ["2.00", "2.00", "–"]);
+        assert_eq!(row(&text, "space per byte inserted, after 60 s of rest"), ["1.00", "–", "–"]);
     }
 
     #[test]
