@@ -65,6 +65,16 @@ impl Site {
         self.high.as_deref()
     }
 
+    /// Estimate of the bytes of the leaf's base that range deletes pending for it cover.
+    pub(crate) fn covered_garbage(&self, leaf: &Leaf) -> u64 {
+        let Some(base) = &leaf.base else { return 0 };
+        let mut spans = Spans::default();
+        for queued in self.node.pending_runs(self.index) {
+            spans.union(&queued.run.spans.clip(&self.low, self.high()));
+        }
+        spans.iter().map(|(start, end)| base.bytes_in(start, Some(end))).sum()
+    }
+
     /// Runs pending for the child that concern its range, newest first.
     fn runs(&self) -> Vec<Arc<Run>> {
         let runs = self.node.pending_runs(self.index).map(|q| q.run.clone());
@@ -231,13 +241,14 @@ pub(crate) fn flush_to_leaf(
         moved
     } else {
         let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
+        let garbage = leaf.garbage + site.covered_garbage(leaf);
         let deltas = leaf.delta_bytes() + arriving;
-        let spread = spread(leaf, &site.low);
-        let share = |percent: usize| leaf.base_bytes() * percent as u64 * spread / 10_000;
+        let share = |percent: u64| leaf.base_bytes() * percent / 100;
+        let garbage_percent = options.leaf_garbage_percent as u64 * spread(leaf, &site.low) / 100;
         let compact = force
             || leaf.base.is_none()
-            || deltas >= share(options.leaf_delta_percent)
-            || leaf.garbage > share(options.leaf_garbage_percent)
+            || deltas >= share(options.leaf_delta_percent as u64)
+            || garbage > share(garbage_percent)
             || leaf.deltas.len() >= options.max_runs;
         if compact {
             compact_leaf(shared, state, site, leaf, &pending, io)?
@@ -259,8 +270,8 @@ pub(crate) fn flush_to_leaf(
     Ok(done)
 }
 
-/// Percent of the limits of delta and garbage at which this leaf is compacted, 75 to 125: leaves that are written to alike would else be
-/// compacted all at the same time, and the disk would be fullest just before.
+/// Percent of the limit of garbage at which this leaf is compacted, 75 to 125: leaves that are overwritten alike would else be compacted all
+/// at the same time, and the disk would be fullest just before.
 fn spread(leaf: &Leaf, low: &[u8]) -> u64 {
     let last = leaf.base.as_ref().map_or(0, |run| run.last.0);
     75 + hash(low).wrapping_add(hash(&last.to_le_bytes())) % 51
@@ -343,7 +354,7 @@ fn add_delta(
     if !run.is_empty() {
         deltas.push(Arc::new(run));
     }
-    let garbage = leaf.garbage + probe.garbage;
+    let garbage = leaf.garbage + probe.garbage + site.covered_garbage(leaf);
     Ok(vec![(None, Leaf::new(leaf.base.clone(), deltas, garbage, leaf.settled))])
 }
 

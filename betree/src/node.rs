@@ -116,9 +116,6 @@ pub(crate) struct NodePlace {
     pub crc: u32,
 }
 
-/// Called with a leaf's parent, its index there, and its key range.
-pub(crate) type LeafVisitor<'a> = dyn FnMut(&'a Arc<Node>, usize, &'a [u8], Option<&'a [u8]>) + 'a;
-
 /// Trunk vertex.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -241,15 +238,15 @@ impl Node {
         }
     }
 
-    /// Visits every leaf by its parent and index, with its key range.
-    pub(crate) fn visit_leaves<'a>(self: &'a Arc<Node>, high: Option<&'a [u8]>, visit: &mut LeafVisitor<'a>) {
-        for (i, child) in self.children.iter().enumerate() {
-            let child_high = self.high_of(i, high);
-            match &child.target {
-                Target::Node(node) => node.visit_leaves(child_high, visit),
-                Target::Leaf(_) => visit(self, i, &child.low, child_high),
-            }
-        }
+    /// Number of leaves below.
+    pub(crate) fn leaves(&self) -> u64 {
+        self.children
+            .iter()
+            .map(|child| match &child.target {
+                Target::Node(node) => node.leaves(),
+                Target::Leaf(_) => 1,
+            })
+            .sum()
     }
 
     /// Visits every run (shared ones more than once).

@@ -189,7 +189,7 @@ impl Shared {
                 stats.approximate_messages += head.table.len() as u64;
             }
             view.root.visit_nodes(&mut |_| stats.nodes += 1);
-            view.root.visit_leaves(None, &mut |_, _, _, _| stats.leaves += 1);
+            stats.leaves += view.root.leaves();
             view.root.visit_runs(&mut |_| stats.runs += 1);
             view.root.visit_segments(&mut |segment| {
                 stats.segments += 1;

@@ -188,6 +188,11 @@ impl Memtable {
         self.state.read().range_deletes.spans(at)
     }
 
+    /// Whether any range was deleted in it.
+    pub(crate) fn has_range_deletes(&self) -> bool {
+        !self.state.read().range_deletes.is_empty()
+    }
+
     /// The table as of `at`; the cursor stands nowhere until a seek.
     pub(crate) fn cursor(self: &Arc<Self>, at: Seqno) -> MemCursor {
         MemCursor::new(self.clone(), at)

@@ -7,7 +7,7 @@
 //! written to ages with its parent's queue and comes due by its run count, so that it does not pin old runs.
 //!
 //! At rest, when nothing is due and nothing was written for a while, leaves are *settled*: those whose base is in part overwritten or deleted
-//! are compacted, so that space comes back and scans read only what is there.
+//! are compacted, so that space comes back and scans read only what is there. Range deletes go down to them first.
 //!
 //! Cost of a look: one comparison per inner node, since a node remembers its [`Census`](crate::node::Census), and one per child of the node chosen.
 
@@ -90,6 +90,48 @@ impl Survey {
     }
 }
 
+/// Finds the child below `node` that is to be settled first, with its waste in percent: an inner one for which range deletes wait that may free
+/// something below, or the leaf with most garbage for its size.
+fn worst_below(
+    state: &Arc<State>,
+    node: &Arc<Node>,
+    high: Option<&[u8]>,
+    inner: &Inner,
+    worst: &mut Option<(u64, Claim, Task)>,
+) {
+    for (index, child) in node.children.iter().enumerate() {
+        let child_high = node.high_of(index, high);
+        let spans = node.pending_runs(index).any(|q| !q.run.spans.clip(&child.low, child_high).is_empty());
+        let site = || Site {
+            node: node.clone(),
+            index,
+            low: child.low.to_vec(),
+            high: child_high.map(<[u8]>::to_vec),
+        };
+        let (waste, claim) = match &child.target {
+            Target::Leaf(leaf) => {
+                let covered = if spans { site().covered_garbage(leaf) } else { 0 };
+                ((leaf.garbage + covered) * 100 / leaf.base_bytes().max(1), Claim::Leaf(leaf.id))
+            }
+            Target::Node(_) => {
+                let waste = if spans { u64::MAX } else { 0 };
+                (waste, Claim::Inner(state.id, node.level, child.low.clone()))
+            }
+        };
+        let least = worst.as_ref().map_or(SETTLED_GARBAGE_PERCENT, |(most, ..)| most.saturating_add(1));
+        if waste >= least && !inner.claims.contains(&claim) {
+            let task = match &child.target {
+                Target::Leaf(_) => Task::Leaf(state.clone(), site(), true),
+                Target::Node(_) => Task::Node(state.clone(), site()),
+            };
+            *worst = Some((waste, claim, task));
+        }
+        if let Target::Node(below) = &child.target {
+            worst_below(state, below, child_high, inner, worst);
+        }
+    }
+}
+
 impl Shared {
     /// Picks the next task and claims it. `None`: nothing is due.
     pub(super) fn pick(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
@@ -164,17 +206,7 @@ impl Shared {
         }
         let mut worst: Option<(u64, Claim, Task)> = None;
         for state in self.states() {
-            state.peek().root.visit_leaves(None, &mut |node, index, low, high| {
-                let Target::Leaf(leaf) = &node.children[index].target else { return };
-                let waste = leaf.garbage * 100 / leaf.base_bytes().max(1);
-                let claim = Claim::Leaf(leaf.id);
-                let more = waste >= worst.as_ref().map_or(SETTLED_GARBAGE_PERCENT, |(most, ..)| *most + 1);
-                if more && !inner.claims.contains(&claim) {
-                    let site =
-                        Site { node: node.clone(), index, low: low.to_vec(), high: high.map(<[u8]>::to_vec) };
-                    worst = Some((waste, claim, Task::Leaf(state.clone(), site, true)));
-                }
-            });
+            worst_below(&state, &state.peek().root, None, inner, &mut worst);
         }
         let checkpoint = if worst.is_some() { SETTLED_TASKS } else { 1 };
         if inner.changed >= checkpoint && !inner.claims.contains(&Claim::Checkpoint) {
@@ -233,6 +265,29 @@ mod tests {
         let rows = db.keyspace("records")?.iter().collect::<Result<Vec<_>>>()?;
         assert_eq!(rows.len(), 4000);
         assert!(rows.iter().all(|(_, value)| value[..] == [2; 100]));
+        Ok(())
+    }
+
+    #[test]
+    fn at_rest_ranges_that_were_deleted_give_their_space_back() -> Result<()> {
+        let disk = betree_testkit::SimStorage::new(2);
+        let db = overwritten(&disk)?;
+        db.compact()?;
+        let before = db.stats().data_live_bytes;
+        let keyspace = db.keyspace("records")?;
+        // Nine tenths of each of 40 pieces: no leaf is covered wholly.
+        for piece in (0..4000u64).step_by(100) {
+            keyspace.remove_range((piece + 10).to_be_bytes(), (piece + 100).to_be_bytes())?;
+        }
+        // A round sees the last write, another one the rest.
+        while db.run_background()? {}
+        disk.pause(Duration::from_secs(5));
+        for _ in 0..2 {
+            while db.run_background()? {}
+        }
+        assert!(4 * db.stats().data_live_bytes < before, "{before} {:?}", db.stats());
+        db.check()?;
+        assert_eq!(keyspace.iter().count(), 400);
         Ok(())
     }
 }

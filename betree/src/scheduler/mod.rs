@@ -320,15 +320,20 @@ impl Shared {
         }
     }
 
-    /// Freezes memtables that keep more of the log alive than recovery should read, such as those of idle keyspaces.
+    /// Freezes memtables that keep more of the log alive than recovery should read, such as those of idle keyspaces, and at rest those whose range
+    /// deletes have yet to give space back.
     fn relieve_log(&self) {
         let limit = self.log_limit();
         let end = self.wal.end().0;
-        let old = |head: &Head| head.first_lsn.get().is_some_and(|lsn| lsn.0 + limit < end);
+        let at_rest = self.memory.at_rest(self.storage.now());
+        let due = |head: &Head| {
+            head.first_lsn.get().is_some_and(|lsn| lsn.0 + limit < end)
+                || (at_rest && head.table.has_range_deletes())
+        };
         for state in self.states() {
-            if old(&state.peek().heads[0]) {
+            if due(&state.peek().heads[0]) {
                 let mut commit = self.commit.lock();
-                if old(&state.peek().heads[0]) {
+                if due(&state.peek().heads[0]) {
                     self.freeze(&mut commit, &state);
                 }
             }
