@@ -21,7 +21,7 @@ use crate::shared::Shared;
 /// The part of the budget that is nobody's.
 const SLACK: usize = 8;
 /// Buffers that background work keeps for its next reads and writes have this part of the budget at most.
-pub(crate) const IDLE_BUFFERS: usize = 16;
+pub(crate) const IDLE_BUFFERS: usize = 24;
 /// The caches get back this part of the budget per second at most.
 const RETURN: usize = 4;
 /// After this long without a write, idle memory of memtables is given back, and leaves are settled (`scheduler`).

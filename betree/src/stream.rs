@@ -1,4 +1,4 @@
-//! Bulk reading of runs for flush and compaction: whole segments by single large reads, the next one on its way while this
+//! Bulk reading of runs for flush and compaction: parts of segments by single large reads, the next one on its way while this
 //! one is consumed. Bypasses the page cache for data (meta blocks come through it).
 //!
 //! A [`RunStream`] yields the entries of one run with keys in `low..high`, ascending. Owned by one merge in one thread.
@@ -15,7 +15,28 @@ use crate::page::PageRef;
 use crate::run::Run;
 use crate::segment::{Meta, PageAt, Segment};
 
-/// The pages of one segment that the stream will read.
+/// Bytes of the first part of a stream, about.
+const FIRST_PART: u32 = 128 << 10;
+/// Bytes of the others at most, if a page is not longer.
+const LARGEST_PART: u32 = 1 << 20;
+
+/// Where a part ends that begins at page `from` and takes `most` bytes or one page.
+fn end_of_part(segment: &Segment, meta: &Meta, from: usize, to: usize, most: u32) -> Result<usize> {
+    let place = |index| {
+        let lie = || segment.corrupt(segment.data_len, "meta block", format!("no place for page {index}"));
+        meta.place(index).ok_or_else(lie)
+    };
+    let start = place(from)?.at;
+    for index in from + 1..to {
+        let place = place(index)?;
+        if place.at + place.len > start.saturating_add(most) {
+            return Ok(index);
+        }
+    }
+    Ok(to)
+}
+
+/// Pages of one segment that are read together.
 struct Part {
     segment: Arc<Segment>,
     meta: Meta,
@@ -84,7 +105,16 @@ impl RunStream {
                 Some(high) if *segment.max >= *high => meta.page_of(high) + 1,
                 _ => meta.pages(),
             };
-            parts.push(Part { segment: segment.clone(), meta, from, to: to.max(from + 1), at_edge });
+            let to = to.max(from + 1);
+            let mut start = from;
+            while start < to {
+                // A merge begins when it has something of every run: the first part of each is short.
+                let most = if parts.is_empty() { FIRST_PART } else { LARGEST_PART };
+                let end = end_of_part(segment, &meta, start, to, most)?;
+                let (segment, meta) = (segment.clone(), meta.clone());
+                parts.push(Part { segment, meta, from: start, to: end, at_edge });
+                start = end;
+            }
         }
         Ok(RunStream {
             low: low.to_vec(),
@@ -111,7 +141,7 @@ impl RunStream {
         self.parts.iter().filter_map(|p| p.extent_range().ok()).map(|r| u64::from(r.1)).sum()
     }
 
-    /// Asks for the next segment, if one is left and none is on its way.
+    /// Asks for the next part, if one is left and none is on its way.
     pub(crate) fn request(&mut self, io: &mut PagerIo, token: u64) -> Result<()> {
         let started = if self.buf.is_empty() { 0 } else { self.part + 1 };
         if self.requested == started
@@ -154,7 +184,7 @@ impl RunStream {
         self.entry().map(|e| e.kind)
     }
 
-    /// Moves to the next entry. False: the segment read so far is used up; call [`RunStream::next_part`].
+    /// Moves to the next entry. False: the part read so far is used up; call [`RunStream::next_part`].
     #[inline]
     pub(crate) fn advance(&mut self, pager: &Pager) -> Result<bool> {
         self.index += 1;

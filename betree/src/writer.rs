@@ -22,7 +22,7 @@ use crate::segment::{META_HEADER, META_ROW, SAMPLE_BYTES, Segment, TYPE_META, se
 use crate::stats::Counter;
 
 /// Segment writes in flight before the writer waits for one.
-const WRITES_IN_FLIGHT: usize = 4;
+const WRITES_IN_FLIGHT: usize = 3;
 
 /// What a run is written for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

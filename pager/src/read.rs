@@ -4,7 +4,10 @@
 //! bytes. That is rarer and cheaper than making every miss wait on a shared table.
 //!
 //! Single misses use one blocking read into a pooled buffer. Several go through a ring from the pool in one
-//! submission, so that the device works on all of them at once.
+//! submission, so that the device works on all of them at once; pages that lie side by side are one request.
+
+use std::ops::Range;
+use std::sync::Arc;
 
 use betree_storage::{AlignedBuf, Completion, Request};
 
@@ -13,10 +16,13 @@ use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::pager::Pager;
 use crate::{BLOCK, FILE_NAME};
-use std::sync::Arc;
 
 /// Requests in flight per ring of the pool.
 const RING_DEPTH: usize = 64;
+/// Requests of one batch that are waited for together.
+const FEW: usize = 8;
+/// Bytes of neighbouring pages read by one request, if a page is not longer.
+const MOST_TOGETHER: u32 = 64 << 10;
 /// Idle rings kept.
 const MAX_IDLE_RINGS: usize = 16;
 
@@ -150,22 +156,27 @@ impl Pager {
             Some(ring) => ring,
             None => self.0.storage.ring(RING_DEPTH)?,
         };
-        let mut done: Vec<Completion> = Vec::with_capacity(missing.len().min(RING_DEPTH));
+        let reads = together(wants, missing);
+        let mut done: Vec<Completion> = Vec::with_capacity(reads.len().min(RING_DEPTH));
         // In groups of the ring's depth: memory for buffers stays bounded however much is asked for.
-        for group in missing.chunks(RING_DEPTH) {
-            let mut batch = Vec::with_capacity(group.len());
-            for &index in group {
-                let (offset, len) = (wants[index].file_offset(), wants[index].len as usize);
+        for (group, reads) in reads.chunks(RING_DEPTH).enumerate() {
+            let mut batch = Vec::with_capacity(reads.len());
+            for (at, read) in reads.iter().enumerate() {
+                let first = &wants[missing[read.start]];
+                let len = missing[read.clone()].iter().map(|&index| wants[index].len as usize).sum();
                 let buf = self.0.buffers.get(len);
                 self.0.counters.read(len);
-                let file = Arc::clone(&self.0.file);
-                batch.push((index as u64, Request::Read { file, offset, buf }));
+                let (file, offset) = (Arc::clone(&self.0.file), first.file_offset());
+                batch.push(((group * RING_DEPTH + at) as u64, Request::Read { file, offset, buf }));
             }
             ring.submit(&mut batch);
+            // To be woken for each of a few costs more than verifying them while the others are still being read saves.
+            let at_once = if reads.len() <= FEW { reads.len() } else { 1 };
             while ring.in_flight() > 0 {
-                ring.wait(1, &mut done);
+                ring.wait(at_once, &mut done);
                 for completion in done.drain(..) {
-                    self.complete(wants, completion, pages);
+                    let read = reads[completion.token as usize - group * RING_DEPTH].clone();
+                    self.complete(wants, &missing[read], completion, pages);
                 }
             }
         }
@@ -176,12 +187,23 @@ impl Pager {
         Ok(())
     }
 
-    /// Verifies while the rest of the batch is still being read.
-    fn complete(&self, wants: &[PageRef<'_>], completion: Completion, pages: &mut [Option<Result<Page>>]) {
+    /// Takes the pages `indexes` of `wants`, which were read together.
+    fn complete(
+        &self,
+        wants: &[PageRef<'_>],
+        indexes: &[usize],
+        completion: Completion,
+        pages: &mut [Option<Result<Page>>],
+    ) {
         let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
-        let index = completion.token as usize;
-        pages[index] =
-            Some(completion.result.map_err(Error::from).and_then(|()| self.accept(&wants[index], &buf)));
+        let read = completion.result.map_err(Error::from);
+        let mut at = 0;
+        for &index in indexes {
+            let len = wants[index].len as usize;
+            let accept = || self.accept(&wants[index], &buf[at..at + len]);
+            pages[index] = Some(read.clone().and_then(|()| accept()));
+            at += len;
+        }
         self.0.buffers.put(buf);
     }
 
@@ -194,4 +216,28 @@ impl Pager {
         }
         Ok(page)
     }
+}
+
+/// The wanted pages, by ranges of `missing`, that lie side by side in the order asked for, up to a limit: each range is one read.
+fn together(wants: &[PageRef<'_>], missing: &[usize]) -> Vec<Range<usize>> {
+    let mut reads: Vec<Range<usize>> = Vec::with_capacity(missing.len());
+    let mut bytes = 0u32;
+    for (i, &index) in missing.iter().enumerate() {
+        let want = &wants[index];
+        let follows = i > 0 && {
+            let before = &wants[missing[i - 1]];
+            before.extent.id() == want.extent.id() && before.at.checked_add(before.len) == Some(want.at)
+        };
+        match reads.last_mut() {
+            Some(read) if follows && bytes.saturating_add(want.len) <= MOST_TOGETHER => {
+                read.end = i + 1;
+                bytes += want.len;
+            }
+            _ => {
+                reads.push(i..i + 1);
+                bytes = want.len;
+            }
+        }
+    }
+    reads
 }

@@ -17,6 +17,11 @@ mod real {
     /// A place at which the model checker may let another thread go on, where no lock and no atomic is one.
     #[inline(always)]
     pub fn point() {}
+
+    /// The calling thread does background work: it gives way to others when there are more than cores. On Linux only.
+    pub fn give_way() {
+        crate::sys::give_way();
+    }
 }
 
 #[cfg(not(feature = "shuttle"))]
@@ -36,6 +41,9 @@ mod model {
     pub fn point() {
         atomic::AtomicBool::new(false).load(atomic::Ordering::SeqCst);
     }
+
+    /// Nothing: the checker chooses.
+    pub fn give_way() {}
 
     /// Runs `check` under `iterations` interleavings drawn at random, and as many in which few threads are preempted at few places.
     /// The seeds are fresh, or that of `SHUTTLE_RANDOM_SEED`; `SHUTTLE_SCHEDULE` names a file with one schedule, as a failure prints it.

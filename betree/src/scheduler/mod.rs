@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use betree_storage::primitives::{Condvar, Mutex, thread};
+use betree_storage::primitives::{Condvar, Mutex, give_way, thread};
 
 use crate::flush::{self, Site, TaskIo};
 use crate::node::{LeafId, Pivot};
@@ -243,6 +243,7 @@ impl Shared {
     }
 
     fn work_until_stopped(&self) {
+        give_way();
         let mut io = match TaskIo::new(&self.pager) {
             Ok(io) => io,
             Err(error) => {

@@ -30,13 +30,14 @@ fn pages_written_by_the_bulk_channel_are_read_one_by_one_and_in_batches() {
         assert_stamp(&page.unwrap(), 9);
     }
     let stats = pager.stats();
-    assert_eq!((stats.reads, stats.read_bytes), (100, 100 * BLOCK as u64));
+    // The first page alone, then the other 99, which lie side by side, sixteen by one read.
+    assert_eq!((stats.reads, stats.read_bytes), (1 + 7, 100 * BLOCK as u64));
     assert_eq!((stats.writes, stats.write_bytes), (100, 100 * BLOCK as u64));
     assert_eq!((stats.cache.data.hits, stats.cache.data.misses), (1, 100));
     for page in pager.get_many(&wants) {
         assert_stamp(&page.unwrap(), 9);
     }
-    assert_eq!(pager.stats().reads, 100);
+    assert_eq!(pager.stats().reads, 1 + 7);
     assert_stamp(&pager.cached(wants[50]).unwrap(), 9);
 }
 
