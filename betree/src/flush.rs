@@ -61,6 +61,16 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// Child `index` of `node`, whose range ends at `high`.
+    pub(crate) fn new(node: &Arc<Node>, index: usize, high: Option<&[u8]>) -> Site {
+        Site {
+            node: node.clone(),
+            index,
+            low: node.children[index].low.to_vec(),
+            high: node.high_of(index, high).map(<[u8]>::to_vec),
+        }
+    }
+
     fn high(&self) -> Option<&[u8]> {
         self.high.as_deref()
     }

@@ -63,31 +63,40 @@ impl Survey {
             return;
         }
         let mut heaviest: Option<(f64, usize)> = None;
-        for (i, child) in node.children.iter().enumerate() {
+        for i in 0..node.children.len() {
             let score = node.score(i, options, forced);
             if score <= heaviest.map_or(enough, |(score, _)| score) {
                 continue;
             }
-            let claimed = busy(&match &child.target {
-                Target::Leaf(leaf) => Claim::Leaf(leaf.id),
-                Target::Node(_) => Claim::Inner(state.id, node.level, child.low.clone()),
-            });
-            if !claimed {
+            if !busy(&claim_of(state, node, i)) {
                 heaviest = Some((score, i));
             }
         }
         if let Some((score, index)) = heaviest
             && (score >= 1.0 || census.average > 0.5)
         {
-            let site = Site {
-                node: node.clone(),
-                index,
-                low: node.children[index].low.to_vec(),
-                high: node.high_of(index, high).map(<[u8]>::to_vec),
-            };
-            self.best = Some((score, state.clone(), site));
+            self.best = Some((score, state.clone(), Site::new(node, index, high)));
         }
     }
+}
+
+/// What a task for child `index` of `node` claims.
+fn claim_of(state: &State, node: &Node, index: usize) -> Claim {
+    let child = &node.children[index];
+    match &child.target {
+        Target::Leaf(leaf) => Claim::Leaf(leaf.id),
+        Target::Node(_) => Claim::Inner(state.id, node.level, child.low.clone()),
+    }
+}
+
+/// The task that passes on what is pending for a child, and its claim. `force`: a leaf is compacted whatever its size.
+fn task_of(state: Arc<State>, site: Site, force: bool) -> (Claim, Task) {
+    let claim = claim_of(&state, &site.node, site.index);
+    let task = match &site.node.children[site.index].target {
+        Target::Leaf(_) => Task::Leaf(state, site, force),
+        Target::Node(_) => Task::Node(state, site),
+    };
+    (claim, task)
 }
 
 /// Finds the child below `node` that is to be settled first, with its waste in percent: an inner one for which range deletes wait that may free
@@ -102,28 +111,17 @@ fn worst_below(
     for (index, child) in node.children.iter().enumerate() {
         let child_high = node.high_of(index, high);
         let spans = node.pending_runs(index).any(|q| !q.run.spans.clip(&child.low, child_high).is_empty());
-        let site = || Site {
-            node: node.clone(),
-            index,
-            low: child.low.to_vec(),
-            high: child_high.map(<[u8]>::to_vec),
-        };
-        let (waste, claim) = match &child.target {
+        let waste = match &child.target {
             Target::Leaf(leaf) => {
-                let covered = if spans { site().covered_garbage(leaf) } else { 0 };
-                ((leaf.garbage + covered) * 100 / leaf.base_bytes().max(1), Claim::Leaf(leaf.id))
+                let covered = if spans { Site::new(node, index, high).covered_garbage(leaf) } else { 0 };
+                (leaf.garbage + covered) * 100 / leaf.base_bytes().max(1)
             }
-            Target::Node(_) => {
-                let waste = if spans { u64::MAX } else { 0 };
-                (waste, Claim::Inner(state.id, node.level, child.low.clone()))
-            }
+            Target::Node(_) if spans => u64::MAX,
+            Target::Node(_) => 0,
         };
         let least = worst.as_ref().map_or(SETTLED_GARBAGE_PERCENT, |(most, ..)| most.saturating_add(1));
-        if waste >= least && !inner.claims.contains(&claim) {
-            let task = match &child.target {
-                Target::Leaf(_) => Task::Leaf(state.clone(), site(), true),
-                Target::Node(_) => Task::Node(state.clone(), site()),
-            };
+        if waste >= least && !inner.claims.contains(&claim_of(state, node, index)) {
+            let (claim, task) = task_of(state.clone(), Site::new(node, index, high), true);
             *worst = Some((waste, claim, task));
         }
         if let Target::Node(below) = &child.target {
@@ -162,13 +160,7 @@ impl Shared {
         // Pages, filters and segments are rounded up.
         self.pager.foresee(survey.largest + survey.largest / 4);
         let Some((_, state, site)) = survey.best else { return self.pick_last(inner) };
-        let child = &site.node.children[site.index];
-        Some(match &child.target {
-            Target::Leaf(leaf) => (Claim::Leaf(leaf.id), Task::Leaf(state, site, forced)),
-            Target::Node(_) => {
-                (Claim::Inner(state.id, site.node.level, child.low.clone()), Task::Node(state, site))
-            }
-        })
+        Some(task_of(state, site, forced))
     }
 
     /// What is done when nothing else can be: the end of a squeeze, and of a round of attempts without space.
