@@ -12,10 +12,12 @@ use std::os::unix::fs::FileExt;
 use parking_lot::Mutex;
 
 use crate::window::MappedWindow;
-use crate::{ALIGN, Caching, Error, File, Result, SyncLatch, Window, sys};
+use crate::{ALIGN, Caching, Error, File, Pages, Result, SyncLatch, Window, sys};
 
 /// Bytes per read and write where a reservation must be emulated.
 const FILL_CHUNK: usize = 64 << 10;
+/// One write of them makes pieces of memory as large as this at most.
+static ZEROS: [u8; 1 << 20] = [0; 1 << 20];
 
 /// An open file of the operating system.
 #[derive(Debug)]
@@ -177,14 +179,23 @@ impl File for DiskFile {
         sys::drop_cache(&self.file, offset, len);
     }
 
-    fn window(&self, offset: u64, len: usize) -> Result<Box<dyn Window>> {
-        let end = offset.checked_add(len as u64);
-        if len == 0 || end.is_none_or(|end| end > self.file.metadata().map_or(0, |m| m.len())) {
+    fn window(&self, offset: u64, len: usize, pages: Pages) -> Result<Box<dyn Window>> {
+        let file_len = self.len()?;
+        if len == 0 || offset.checked_add(len as u64).is_none_or(|end| end > file_len) {
             let cause = io::Error::new(io::ErrorKind::InvalidInput, "the range is empty or not allocated");
             return Err(self.error("map", Some(offset), cause));
         }
-        let window = MappedWindow::new(&self.file, offset, len);
-        Ok(Box::new(window.map_err(|e| self.error("map", Some(offset), e))?))
+        let window = MappedWindow::new(&self.file, file_len, offset, len);
+        let window = window.map_err(|e| self.error("map", Some(offset), e))?;
+        if pages == Pages::Large && window.maps_large() {
+            for at in (0..len).step_by(ZEROS.len()) {
+                self.write_at(offset + at as u64, &ZEROS[..ZEROS.len().min(len - at)])?;
+            }
+        }
+        if pages != Pages::OnDemand {
+            window.populate();
+        }
+        Ok(Box::new(window))
     }
 
     fn raw_fd(&self) -> Option<i32> {

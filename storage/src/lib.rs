@@ -130,7 +130,7 @@ pub trait File: Debug + Send + Sync {
     /// Lets the operating system drop clean cached pages of the range (a hint).
     fn drop_cache(&self, offset: u64, len: u64);
     /// Maps `offset..offset + len`, which must have been allocated, for appending.
-    fn window(&self, offset: u64, len: usize) -> Result<Box<dyn Window>>;
+    fn window(&self, offset: u64, len: usize, pages: Pages) -> Result<Box<dyn Window>>;
     /// The descriptor for backends that need one.
     fn raw_fd(&self) -> Option<i32> {
         None
@@ -153,8 +153,18 @@ pub trait Window: Debug + Send {
     }
     /// Copies `bytes` to `at`; panics when they do not fit (the caller keeps count).
     fn copy_in(&mut self, at: usize, bytes: &[u8]);
-    /// Makes the pages of the range writable ahead of time, so that [`Window::copy_in`] does not fault (a hint).
-    fn populate(&self, at: usize, len: usize);
+}
+
+/// How the memory behind a [`Window`] comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pages {
+    /// Page by page, when bytes are copied in.
+    OnDemand,
+    /// Now, page by page: nothing faults later, and a sync writes the pages that were written to since the last one.
+    Single,
+    /// Now, in pieces as large as the operating system makes them, for less than a third of the work. A sync writes whole pieces, so this is
+    /// for windows that fill up between syncs. The range is overwritten with zeros: REQUIRES that nothing was written there.
+    Large,
 }
 
 /// One request to a [`Ring`]. The ring owns the buffer until it hands it back with the completion.

@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use betree_storage::{ALIGN, AlignedBuf, Caching, Completion, Error, File, OpenMode, Request, Ring, Storage};
+use betree_storage::{
+    ALIGN, AlignedBuf, Caching, Completion, Error, File, OpenMode, Pages, Request, Ring, Storage,
+};
 
 use crate::Rng;
 
@@ -28,6 +30,10 @@ pub const CHECKS: &[Check] = &[
     (
         "what_is_copied_into_a_window_is_read_from_the_file",
         what_is_copied_into_a_window_is_read_from_the_file,
+    ),
+    (
+        "windows_of_all_kinds_of_pages_lie_beside_one_another",
+        windows_of_all_kinds_of_pages_lie_beside_one_another,
     ),
     ("a_window_needs_allocated_space", a_window_needs_allocated_space),
     ("a_ring_writes_syncs_and_reads", a_ring_writes_syncs_and_reads),
@@ -198,10 +204,8 @@ fn a_removed_file_stays_readable_through_its_handle(storage: &Arc<dyn Storage>) 
 fn what_is_copied_into_a_window_is_read_from_the_file(storage: &Arc<dyn Storage>) {
     let file = create(storage, "f", Caching::Buffered);
     file.allocate(0, 4 * ALIGN as u64).unwrap();
-    let mut window = file.window(ALIGN as u64, 2 * ALIGN).unwrap();
+    let mut window = file.window(ALIGN as u64, 2 * ALIGN, Pages::Single).unwrap();
     assert_eq!(window.len(), 2 * ALIGN);
-    window.populate(0, 2 * ALIGN);
-    window.populate(2 * ALIGN - 1, usize::MAX);
     window.copy_in(100, b"record");
     window.copy_in(2 * ALIGN - 3, b"end");
     window.copy_in(2 * ALIGN, b"");
@@ -215,14 +219,59 @@ fn what_is_copied_into_a_window_is_read_from_the_file(storage: &Arc<dyn Storage>
     assert_eq!(read(&*file, ALIGN as u64, 1), b"x");
 }
 
+fn windows_of_all_kinds_of_pages_lie_beside_one_another(storage: &Arc<dyn Storage>) {
+    const LEN: usize = 512 << 10;
+    let file = create(storage, "f", Caching::Buffered);
+    // Not a multiple of what a large window maps.
+    file.allocate(0, 5 * LEN as u64 + ALIGN as u64).unwrap();
+    let kinds = [Pages::OnDemand, Pages::Large, Pages::Single, Pages::Large, Pages::Large];
+    let mut windows = Vec::new();
+    for (i, pages) in kinds.into_iter().enumerate() {
+        let mut window = file.window((i * LEN) as u64, LEN, pages).unwrap();
+        window.copy_in(0, &[i as u8 + 1; 3]);
+        window.copy_in(LEN - 3, &[i as u8 + 101; 3]);
+        windows.push(window);
+    }
+    let mut last = file.window(5 * LEN as u64, ALIGN, Pages::Large).unwrap();
+    file.sync().unwrap();
+    last.copy_in(ALIGN - 1, b"z");
+    for (i, window) in windows.iter_mut().enumerate() {
+        window.copy_in(LEN / 2, &[i as u8 + 201]);
+    }
+    drop((windows, last));
+    file.sync().unwrap();
+    for i in 0..kinds.len() {
+        let bytes = read(&*file, (i * LEN) as u64, LEN);
+        let stored: Vec<(usize, u8)> =
+            bytes.iter().enumerate().filter(|(_, b)| **b != 0).map(|(at, b)| (at, *b)).collect();
+        let (low, middle, high) = (i as u8 + 1, i as u8 + 201, i as u8 + 101);
+        let expected = [0, 1, 2, LEN / 2, LEN - 3, LEN - 2, LEN - 1].map(|at| {
+            (
+                at,
+                if at < 3 {
+                    low
+                } else if at == LEN / 2 {
+                    middle
+                } else {
+                    high
+                },
+            )
+        });
+        assert_eq!(stored, expected, "window {i}");
+    }
+    assert_eq!(read(&*file, 5 * LEN as u64 + ALIGN as u64 - 2, 2), b"\0z");
+}
+
 fn a_window_needs_allocated_space(storage: &Arc<dyn Storage>) {
     let file = create(storage, "f", Caching::Buffered);
-    assert!(file.window(0, ALIGN).is_err());
+    assert!(file.window(0, ALIGN, Pages::OnDemand).is_err());
     file.allocate(0, ALIGN as u64).unwrap();
-    assert!(file.window(0, ALIGN + 1).is_err());
-    assert!(file.window(0, 0).is_err());
-    assert!(file.window(u64::MAX, ALIGN).is_err());
-    assert!(file.window(0, ALIGN).is_ok());
+    for pages in [Pages::OnDemand, Pages::Single, Pages::Large] {
+        assert!(file.window(0, ALIGN + 1, pages).is_err());
+        assert!(file.window(0, 0, pages).is_err());
+        assert!(file.window(u64::MAX, ALIGN, pages).is_err());
+        assert!(file.window(0, ALIGN, pages).is_ok());
+    }
 }
 
 fn a_ring_writes_syncs_and_reads(storage: &Arc<dyn Storage>) {

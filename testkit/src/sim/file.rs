@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 
 use betree_storage::primitives::point;
-use betree_storage::{ALIGN, Caching, Error, File, Result, SyncLatch, Window};
+use betree_storage::{ALIGN, Caching, Error, File, Pages, Result, SyncLatch, Window};
 use parking_lot::Mutex;
 
 use super::faults::FaultKind;
@@ -178,7 +178,7 @@ impl File for SimFile {
 
     fn drop_cache(&self, _offset: u64, _len: u64) {}
 
-    fn window(&self, offset: u64, len: usize) -> Result<Box<dyn Window>> {
+    fn window(&self, offset: u64, len: usize, pages: Pages) -> Result<Box<dyn Window>> {
         let end = self.range_end("map", offset, len as u64)?;
         let (id, name) = (self.handle.inode, &self.handle.name);
         self.state().look("map", name, |state| {
@@ -190,6 +190,9 @@ impl File for SimFile {
             }
             Ok(())
         })?;
+        if pages == Pages::Large {
+            self.write_at(offset, &vec![0; len])?;
+        }
         Ok(Box::new(SimWindow { handle: Arc::clone(&self.handle), offset, len }))
     }
 
@@ -236,6 +239,4 @@ impl Window for SimWindow {
         drop(state);
         assert!(backed_or_gone, "store into a window of {name} whose file was cut or punched (SIGBUS)");
     }
-
-    fn populate(&self, _at: usize, _len: usize) {}
 }

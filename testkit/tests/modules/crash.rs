@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use betree_storage::{Caching, Error, File, OpenMode, Storage};
+use betree_storage::{Caching, Error, File, OpenMode, Pages, Storage};
 use betree_testkit::{Rng, SimStorage};
 
 fn create(disk: &Arc<SimStorage>, name: &str) -> Arc<dyn File> {
@@ -71,7 +71,7 @@ fn small_writes_to_one_sector_survive_as_a_prefix() {
         file.allocate(0, 4096).unwrap();
         file.sync().unwrap();
         disk.sync_dir().unwrap();
-        let mut window = file.window(0, 4096).unwrap();
+        let mut window = file.window(0, 4096, Pages::OnDemand).unwrap();
         for i in 0..10 {
             window.copy_in(i * 10, &[i as u8 + 1; 10]);
         }
@@ -140,7 +140,7 @@ fn a_killed_process_loses_nothing_but_makes_nothing_durable() {
         let disk = SimStorage::new(seed);
         let file = create(&disk, "f");
         file.allocate(0, 4096).unwrap();
-        file.window(0, 4096).unwrap().copy_in(0, b"record");
+        file.window(0, 4096, Pages::OnDemand).unwrap().copy_in(0, b"record");
         let lock = disk.lock().unwrap();
         let killed = disk.kill();
         assert!(disk.is_gone() && file.read_at(0, &mut [0]).is_err(), "old handles are dead");
@@ -162,7 +162,7 @@ fn from_the_crash_point_on_every_call_fails_until_the_restart() {
     file.write_at(0, b"one").unwrap();
     let mut window = {
         file.allocate(0, 4096).unwrap();
-        file.window(0, 4096).unwrap()
+        file.window(0, 4096, Pages::OnDemand).unwrap()
     };
     assert_eq!(disk.op_count(), 4);
     disk.crash_at(5);

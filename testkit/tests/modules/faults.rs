@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use betree_storage::{AlignedBuf, Caching, Error, File, OpenMode, Request, Storage};
+use betree_storage::{AlignedBuf, Caching, Error, File, OpenMode, Pages, Request, Storage};
 use betree_testkit::{FaultKind, SimStorage};
 
 fn create(disk: &Arc<SimStorage>, name: &str) -> Arc<dyn File> {
@@ -266,7 +266,7 @@ fn storing_into_a_window_of_a_cut_file_is_a_programming_error() {
     let disk = SimStorage::new(10);
     let file = create(&disk, "f");
     file.allocate(0, 8192).unwrap();
-    let mut window = file.window(0, 8192).unwrap();
+    let mut window = file.window(0, 8192, Pages::OnDemand).unwrap();
     file.set_len(4096).unwrap();
     window.copy_in(5000, b"x");
 }
