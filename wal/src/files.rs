@@ -49,7 +49,7 @@ use crate::{Lsn, Options};
 /// The piece of a file that is mapped, populated, written back and dropped at once.
 pub(crate) const CHUNK: u64 = 512 << 10;
 /// Windows kept prepared ahead of the appender.
-const AHEAD: usize = 2;
+const AHEAD: usize = 1;
 
 /// The name of the file held in reserve.
 pub(crate) const RESERVE: &str = "log-reserve";

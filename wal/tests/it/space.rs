@@ -30,12 +30,12 @@ fn an_append_without_space_leaves_nothing_and_later_ones_succeed() {
 #[test]
 fn preparing_on_a_full_disk_fails_and_harms_nothing() {
     let disk = SimStorage::new(30);
-    disk.set_capacity(Some(3 * 4096));
+    disk.set_capacity(Some(2 * 4096));
     let mut opened = open_sim(&disk, Lsn(0));
     for _ in 0..3 {
         assert!(opened.wal.prepare().unwrap_err().is_no_space());
     }
-    let mut expected = append_all(&mut opened, 0, &[3000; 3]);
+    let mut expected = append_all(&mut opened, 0, &[3000; 2]);
     assert!(opened.appender.append(&[&payload(9, 3500)]).unwrap_err().is_no_space());
     disk.set_capacity(None);
     opened.wal.prepare().unwrap();
