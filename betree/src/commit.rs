@@ -40,10 +40,15 @@ impl Shared {
         self.admit(state, bytes)?;
         let end;
         {
-            let mut commit = self.lock_with_room(&[state])?;
-            let nature = if message.kind.is_delete() { Nature::Deletes } else { Nature::Writes };
+            let mut commit = self.commit.lock();
             // No other view can come while the lock is held that makes another memtable the active one.
-            let view = state.peek();
+            let mut view = state.peek();
+            if view.heads[0].table.bytes() >= self.memtable_bytes || state.is_dropped() {
+                drop((view, commit));
+                commit = self.lock_with_room(&[state])?;
+                view = state.peek();
+            }
+            let nature = if message.kind.is_delete() { Nature::Deletes } else { Nature::Writes };
             let active = &*view.heads[0];
             let cost = cost_in(state, active, bytes as u64, 1);
             let means = self.secure(&mut commit, cost, nature)?;
@@ -56,9 +61,9 @@ impl Shared {
             self.charge(&mut commit, active, cost, means);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);
+            Counters::add_alone(&self.counters.user_bytes, bytes as u64);
+            Counters::add_alone(&self.counters.messages, 1);
         }
-        Counters::add(&self.counters.user_bytes, bytes as u64);
-        Counters::add(&self.counters.messages, 1);
         self.make_durable(end, durability)
     }
 
@@ -112,9 +117,9 @@ impl Shared {
             let last = first.0 + u64::from(count) - 1;
             commit.next = Seqno(last + 1);
             self.visible.store(last, Ordering::Release);
+            Counters::add_alone(&self.counters.user_bytes, batch.user_bytes);
+            Counters::add_alone(&self.counters.messages, u64::from(count));
         }
-        Counters::add(&self.counters.user_bytes, batch.user_bytes);
-        Counters::add(&self.counters.messages, u64::from(count));
         self.make_durable(end, durability)
     }
 

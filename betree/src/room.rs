@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::shared::{Commit, Shared};
 use crate::state::State;
+use crate::stats::Counters;
 use crate::view::Head;
 use crate::{Error, Result};
 
@@ -168,7 +169,7 @@ impl Shared {
             Means::Promise => {
                 commit.allowance -= cost;
                 commit.spent += cost;
-                head.charge.promised.fetch_add(cost, Relaxed);
+                Counters::add_alone(&head.charge.promised, cost);
             }
             Means::Reserve => {
                 self.unpaid.fetch_add(cost, Relaxed);

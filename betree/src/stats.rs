@@ -36,6 +36,11 @@ impl Counters {
     pub(crate) fn add(counter: &Counter, n: u64) {
         counter.fetch_add(n, Relaxed);
     }
+
+    /// As [`Counters::add`], for those that change under one lock only: REQUIRES that lock.
+    pub(crate) fn add_alone(counter: &Counter, n: u64) {
+        counter.store(counter.load(Relaxed) + n, Relaxed);
+    }
 }
 
 /// A reading of the database's counters. All count from the moment it was opened; sizes are in bytes.
