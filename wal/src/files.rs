@@ -2,7 +2,7 @@
 //! them back).
 //!
 //! Called by the appender (when its window is full), by the background thread (`prepare`), by trim and by sync.
-//! Two locks, taken in this order when both are: `prep` is held through the slow making of files and windows,
+//! Two locks, taken in this order when both are: `prep` is held while windows are made, and files by those who cannot go on without,
 //! `queue` only for a few instructions, so that the appender takes a prepared window without waiting for I/O.
 //!
 //! # How a file is made
@@ -126,7 +126,16 @@ pub(crate) struct Prep {
     current: Blank,
     next_offset: u64,
     next: Option<Blank>,
+    /// Somebody makes the next file, without the lock: it is synced, which may take longer than the windows of this one last.
+    making: bool,
     pace: Pace,
+}
+
+impl Prep {
+    /// Whether so many more windows take the next file.
+    fn takes_next(&self, windows: usize) -> bool {
+        (self.current.len - self.next_offset).div_ceil(CHUNK) < windows as u64
+    }
 }
 
 /// How many windows the log fills between syncs.
@@ -180,6 +189,8 @@ pub(crate) struct Shared {
     pub prep: Mutex<Prep>,
     /// Signalled (with `queue`) when a window was taken.
     work: Condvar,
+    /// Signalled (with `prep`) when the next file is no longer being made.
+    made: Condvar,
     pub sync: Mutex<SyncState>,
     pub synced: Condvar,
     pub counters: Counters,
@@ -218,8 +229,15 @@ impl Shared {
             reserve_missing,
             poison: Mutex::new(None),
             queue: Mutex::new(queue),
-            prep: Mutex::new(Prep { current: tail, next_offset, next: None, pace: Pace::default() }),
+            prep: Mutex::new(Prep {
+                current: tail,
+                next_offset,
+                next: None,
+                making: false,
+                pace: Pace::default(),
+            }),
             work: Condvar::new(),
+            made: Condvar::new(),
             sync: Mutex::new(SyncState::default()),
             synced: Condvar::new(),
             counters: Counters::default(),
@@ -232,10 +250,16 @@ impl Shared {
             return Ok(());
         }
         let mut prep = self.prep.lock();
-        let there = self.queue.lock().windows.len();
-        if there >= count {
-            return Ok(());
-        }
+        let there = loop {
+            let there = self.queue.lock().windows.len();
+            if there >= count {
+                return Ok(());
+            }
+            if !(prep.making && prep.takes_next(count - there)) {
+                break there;
+            }
+            self.made.wait(&mut prep);
+        };
         let (current, next_offset, next) = (prep.current.clone(), prep.next_offset, prep.next.clone());
         let mut made = Vec::new();
         for _ in there..count {
@@ -272,6 +296,9 @@ impl Shared {
                 let mut prep = self.prep.lock();
                 // The appender may have made some while this thread waited.
                 if self.queue.lock().windows.len() < AHEAD {
+                    if prep.making && prep.takes_next(1) {
+                        return Ok(());
+                    }
                     let ready = self.make_window(&mut prep, Claim::Ordinary, Pages::Single)?;
                     self.queue.lock().windows.push_back(ready);
                 }
@@ -279,10 +306,19 @@ impl Shared {
                 break;
             }
         }
+        let number = {
+            let mut prep = self.prep.lock();
+            if prep.next.is_some() || prep.making {
+                return Ok(());
+            }
+            prep.making = true;
+            prep.current.number + 1
+        };
+        let file = self.make_file(number, Claim::Ordinary);
         let mut prep = self.prep.lock();
-        if prep.next.is_none() {
-            prep.next = Some(self.make_file(prep.current.number + 1, Claim::Ordinary)?);
-        }
+        prep.making = false;
+        self.made.notify_all();
+        prep.next = Some(file?);
         Ok(())
     }
 
@@ -381,7 +417,8 @@ impl Shared {
         Ok(ReadyWindow { blank: prep.current.clone(), offset, window })
     }
 
-    /// Makes a file with zeroed space whose directory entry is durable; leaves nothing behind when it fails. `prep` is held.
+    /// Makes a file with zeroed space whose directory entry is durable; leaves nothing behind when it fails. `prep` is held, or says that it is being
+    /// made.
     fn make_file(&self, number: u64, claim: Claim) -> Result<Blank> {
         let spare = self.queue.lock().spares.pop();
         let made = self.try_make_file(number, spare);
