@@ -31,7 +31,7 @@ impl Handle {
     fn start(shared: Arc<Shared>) -> Arc<Handle> {
         let mut threads = Vec::new();
         if shared.options.background_threads > 0 {
-            let mut spawn = |name: String, work: Box<dyn FnOnce(&Shared) + Send>| {
+            let mut spawn = |name: String, work: fn(&Shared)| {
                 let worker = shared.clone();
                 match thread::Builder::new().name(name).spawn(move || work(&worker)) {
                     Ok(thread) => threads.push(thread),
@@ -42,11 +42,11 @@ impl Handle {
                 }
             };
             for i in 0..shared.options.background_threads {
-                spawn(format!("betree-{i}"), Box::new(move |shared| shared.work(i)));
+                spawn(format!("betree-{i}"), Shared::work);
             }
-            spawn("betree-log".into(), Box::new(Shared::keep_log));
+            spawn("betree-log".into(), Shared::keep_log);
             if shared.options.sync_interval.is_some() {
-                spawn("betree-sync".into(), Box::new(Shared::keep_synced));
+                spawn("betree-sync".into(), Shared::keep_synced);
             }
         }
         Arc::new(Handle { shared, threads: Mutex::new(threads) })

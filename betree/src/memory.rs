@@ -26,23 +26,17 @@ pub(crate) const IDLE_BUFFERS: usize = 24;
 const RETURN: usize = 4;
 /// After this long without a write, idle memory of memtables is given back, and leaves are settled (`scheduler`).
 const IDLE: Duration = Duration::from_secs(2);
-/// Readers are taken to wait for the device for so long after one did.
-const READERS_WAIT: Duration = Duration::from_secs(1);
-/// How often it is asked whether they do.
-const READERS_LOOK: Duration = Duration::from_millis(100);
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
 /// What was seen at the last round.
 ///
-/// The scheduler asks for the last write and the last miss with its own lock held, and a round asks the scheduler: so those times are not behind the lock.
+/// The scheduler asks for the last write with its own lock held, and a round asks the scheduler: so that time is not behind the lock.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     seen: Mutex<Seen>,
     /// When a round last found that something had been written, in nanoseconds.
     written_at: AtomicU64,
-    /// When a round last found that a reader had waited for the device, likewise; 0 before any.
-    missed_at: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -51,9 +45,6 @@ struct Seen {
     messages: u64,
     tasks: u64,
     gets: u64,
-    misses: u64,
-    /// When misses were last asked for.
-    looked_at: Duration,
     /// When keys were last read, if ever.
     read_at: Option<Duration>,
     /// What the caches leave to others.
@@ -91,12 +82,6 @@ impl Memory {
     pub(crate) fn at_rest(&self, now: Duration) -> bool {
         now.saturating_sub(Duration::from_nanos(self.written_at.load(Relaxed))) > IDLE
     }
-
-    /// Whether somebody waited for a page lately.
-    pub(crate) fn readers_wait(&self, now: Duration) -> bool {
-        let at = self.missed_at.load(Relaxed);
-        at != 0 && now.saturating_sub(Duration::from_nanos(at)) < READERS_WAIT
-    }
 }
 
 impl Shared {
@@ -125,14 +110,6 @@ impl Shared {
             let gets = self.counters.gets.load(Relaxed);
             if gets != seen.gets {
                 (seen.gets, seen.read_at) = (gets, Some(now));
-            }
-            if now.saturating_sub(seen.looked_at) >= READERS_LOOK {
-                seen.looked_at = now;
-                let misses = self.pager.data_misses();
-                if misses != seen.misses {
-                    seen.misses = misses;
-                    self.memory.missed_at.store(now.as_nanos() as u64, Relaxed);
-                }
             }
             let pointwise = seen.read_at.is_some_and(|at| now.saturating_sub(at) < ROWS_STAY);
             (seen.leave(now, need + self.arenas.idle_bytes(), budget), pointwise)

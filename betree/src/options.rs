@@ -42,9 +42,8 @@ pub struct Options {
     /// Longest time before a `Buffered` write is synced to the device in the background. Default 1 s; `None`
     /// leaves it to checkpoints.
     pub sync_interval: Option<Duration>,
-    /// Threads for flushes, compactions and checkpoints. Default: 3, which keeps two cores busy while some wait for the device; while readers
-    /// wait for it, a third of them rests. With 0 there are none: work is then done by calls of [`Db::run_background`] and by writers that have
-    /// reached the hard limit; meant for tests and simulations.
+    /// Threads for flushes, compactions and checkpoints. Default: 2. With 0 there are none: work is then done by calls of
+    /// [`Db::run_background`] and by writers that have reached the hard limit; meant for tests and simulations.
     pub background_threads: usize,
     /// Size of a log file. Default 16 MiB. Smaller files are recycled sooner.
     pub log_file_bytes: u64,
@@ -63,7 +62,7 @@ impl Default for Options {
             memtable_bytes: None,
             durability: Durability::Buffered,
             sync_interval: Some(Duration::from_secs(1)),
-            background_threads: 3,
+            background_threads: 2,
             log_file_bytes: 16 << 20,
             create_if_missing: true,
             portable_io: false,

@@ -18,7 +18,7 @@ use crate::segment::{Meta, PageAt, Segment};
 /// Bytes of the first part of a stream, about.
 const FIRST_PART: u32 = 128 << 10;
 /// Bytes of the others at most, if a page is not longer.
-const LARGEST_PART: u32 = 512 << 10;
+const LARGEST_PART: u32 = 1 << 20;
 
 /// Where a part ends that begins at page `from` and takes `most` bytes or one page.
 fn end_of_part(segment: &Segment, meta: &Meta, from: usize, to: usize, most: u32) -> Result<usize> {

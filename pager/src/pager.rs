@@ -218,12 +218,6 @@ impl Pager {
         self.0.check_poison().err()
     }
 
-    /// Reads of data pages, by others than merges, that the cache did not have.
-    #[must_use]
-    pub fn data_misses(&self) -> u64 {
-        self.0.cache.stats().misses[crate::PageKind::Data.index()]
-    }
-
     /// A reading of all counters.
     #[must_use]
     pub fn stats(&self) -> Stats {

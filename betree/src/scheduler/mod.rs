@@ -29,8 +29,6 @@ use crate::{Error, Result};
 const FULL_DEVICE_PAUSE: Duration = Duration::from_millis(200);
 /// How often an idle worker looks around unasked.
 const IDLE_LOOK: Duration = Duration::from_millis(500);
-/// How long a worker that leaves the device to readers waits before it looks again.
-const READERS_FIRST: Duration = Duration::from_millis(100);
 
 /// What no two tasks may work on at once.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -233,11 +231,10 @@ impl Shared {
         self.step(&mut io)
     }
 
-    /// What worker thread `index` does until it is told to stop. Should an assert fail on the way, writing ends instead of waiting for
+    /// What a worker thread does until it is told to stop. Should an assert fail on the way, writing ends instead of waiting for
     /// work that nobody does.
-    pub(crate) fn work(&self, index: usize) {
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work_until_stopped(index))).is_err()
-        {
+    pub(crate) fn work(&self) {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.work_until_stopped())).is_err() {
             self.poison.set_panicked();
             drop(self.commit.lock());
             self.room.notify_all();
@@ -245,11 +242,8 @@ impl Shared {
         }
     }
 
-    fn work_until_stopped(&self, index: usize) {
+    fn work_until_stopped(&self) {
         give_way();
-        // A third of the workers is there so that the device is busy while others wait for it, which whoever reads pages would pay for: measured
-        // with one reader beside a writer that nothing slows, gets took 0.38 ms (p99 5.3 ms) with two workers and 1.2 (10.5) with three.
-        let is_extra = index >= (2 * self.options.background_threads).div_ceil(3);
         let mut io = match TaskIo::new(&self.pager) {
             Ok(io) => io,
             Err(error) => {
@@ -263,12 +257,6 @@ impl Shared {
                 let mut inner = self.scheduler.inner.lock();
                 if inner.stop {
                     return;
-                }
-                if is_extra && self.memory.readers_wait(self.storage.now()) {
-                    // A signal that this one was given is for another.
-                    self.scheduler.wake.notify_one();
-                    self.scheduler.stopped.wait_for(&mut inner, READERS_FIRST);
-                    continue;
                 }
                 seen = inner.signals;
                 if let Some(at) = inner.retry_at {
