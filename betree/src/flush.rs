@@ -29,6 +29,9 @@ use crate::types::Seqno;
 use crate::view::Head;
 use crate::writer::{Purpose, RunWriter};
 
+/// How the tree takes what a flush has written, once that is on the device. Whether it did: the child may have changed meanwhile.
+pub(crate) type Install = Box<dyn FnOnce(&Shared) -> bool>;
+
 /// The I/O channels of one worker.
 pub(crate) struct TaskIo {
     read: PagerIo,
@@ -43,6 +46,11 @@ impl TaskIo {
     /// Queues the write of a whole extent.
     pub(crate) fn write(&mut self, extent: &Arc<Extent>, buf: AlignedBuf) {
         self.write.submit_write(extent, 0, buf, 0);
+    }
+
+    /// The channel of the writes that are in flight; `idle` takes its place.
+    pub(crate) fn hand_over_writes(&mut self, idle: PagerIo) -> PagerIo {
+        std::mem::replace(&mut self.write, idle)
     }
 
     /// Waits for every write queued; the first failure.
@@ -204,13 +212,21 @@ fn rewriter<'a>(
     RunWriter::new(&shared.pager, io, shared.writing_options(options), Purpose::Rewrite, written)
 }
 
-/// Merges what is pending for an inner child into one run in the child's buffer.
-pub(crate) fn flush_to_node(shared: &Shared, state: &State, site: &Site, io: &mut TaskIo) -> Result<bool> {
+/// Merges what is pending for an inner child into one run in the child's buffer. `begun` is called when the first reads are done; the writes are in
+/// flight at the end.
+pub(crate) fn flush_to_node(
+    shared: &Shared,
+    state: &Arc<State>,
+    site: &Site,
+    io: &mut TaskIo,
+    begun: &mut dyn FnMut(),
+) -> Result<Install> {
     let runs = site.runs();
     let options = &state.tree;
     let (first, last) = seqnos(runs.iter());
     let mut merge =
         Merge::new(&shared.pager, &mut io.read, state.operator(), &runs, &site.low, site.high(), false)?;
+    begun();
     let spans = merge.spans();
     shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.flush_written);
@@ -218,8 +234,7 @@ pub(crate) fn flush_to_node(shared: &Shared, state: &State, site: &Site, io: &mu
         writer.push(message)?;
     }
     let segments = writer.cut()?;
-    writer.finish()?;
-    shared.storage.reached("flush-written");
+    writer.leave();
     let descent = Descent {
         key: site.low.clone(),
         level: site.node.level,
@@ -227,28 +242,34 @@ pub(crate) fn flush_to_node(shared: &Shared, state: &State, site: &Site, io: &mu
         from: site.node.children[site.index].cursor,
         cursor: site.node.next_number,
     };
-    let mut moved = 0;
-    let done = state
-        .change(|root| tree::descend(root, &descent, options).map(|root| settle(root, options, &mut moved)));
-    shared.counters.moved_bytes.fetch_add(moved, Relaxed);
-    Ok(done)
+    let state = state.clone();
+    Ok(Box::new(move |shared| {
+        shared.storage.reached("flush-written");
+        let (options, mut moved) = (&state.tree, 0);
+        let done = state.change(|root| {
+            tree::descend(root, &descent, options).map(|root| settle(root, options, &mut moved))
+        });
+        shared.counters.moved_bytes.fetch_add(moved, Relaxed);
+        done
+    }))
 }
 
-/// Flushes what is pending for a leaf. `force`: compact the leaf whatever its size.
+/// Flushes what is pending for a leaf, as [`flush_to_node`]. `force`: compact the leaf whatever its size.
 pub(crate) fn flush_to_leaf(
     shared: &Shared,
-    state: &State,
+    state: &Arc<State>,
     site: &Site,
     io: &mut TaskIo,
     force: bool,
-) -> Result<bool> {
+    begun: &mut dyn FnMut(),
+) -> Result<Install> {
     let child = &site.node.children[site.index];
-    let Target::Leaf(leaf) = &child.target else { return Ok(false) };
+    let Target::Leaf(leaf) = &child.target else { return Ok(Box::new(|_| false)) };
     let options = &state.tree;
     let pending = site.runs();
-    let new = if let Some(moved) = by_reference(site, leaf, &pending, options) {
+    let (new, written) = if let Some(moved) = by_reference(site, leaf, &pending, options) {
         shared.counters.moved_bytes.fetch_add(child.pending, Relaxed);
-        moved
+        (moved, None)
     } else {
         let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
         let garbage = leaf.garbage + site.covered_garbage(leaf);
@@ -261,9 +282,9 @@ pub(crate) fn flush_to_leaf(
             || garbage > share(garbage_percent)
             || leaf.deltas.len() >= options.max_runs;
         if compact {
-            compact_leaf(shared, state, site, leaf, &pending, io)?
+            (compact_leaf(shared, state, site, leaf, &pending, io, begun)?, Some("leaf-compacted"))
         } else {
-            add_delta(shared, state, site, leaf, &pending, io)?
+            (add_delta(shared, state, site, leaf, &pending, io, begun)?, Some("delta-written"))
         }
     };
     let change = LeafChange {
@@ -273,11 +294,17 @@ pub(crate) fn flush_to_leaf(
         cursor: site.node.next_number,
         taken: child.pending,
     };
-    let done = state.change(|root| tree::replace_leaf(root, &change, options));
-    if done {
-        shared.pressure.drained(child.pending, &*shared.storage);
-    }
-    Ok(done)
+    let state = state.clone();
+    Ok(Box::new(move |shared| {
+        if let Some(place) = written {
+            shared.storage.reached(place);
+        }
+        let done = state.change(|root| tree::replace_leaf(root, &change, &state.tree));
+        if done {
+            shared.pressure.drained(change.taken, &*shared.storage);
+        }
+        done
+    }))
 }
 
 /// Percent of the limit of garbage at which this leaf is compacted, 75 to 125: leaves that are overwritten alike would else be compacted all
@@ -344,10 +371,12 @@ fn add_delta(
     leaf: &Leaf,
     pending: &[Arc<Run>],
     io: &mut TaskIo,
+    begun: &mut dyn FnMut(),
 ) -> Result<NewLeaves> {
     let (first, last) = seqnos(pending.iter());
     let mut merge =
         Merge::new(&shared.pager, &mut io.read, state.operator(), pending, &site.low, site.high(), false)?;
+    begun();
     let spans = merge.spans();
     shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, state.tree, &shared.counters.flush_written);
@@ -357,8 +386,7 @@ fn add_delta(
         writer.push(message)?;
     }
     let segments = writer.cut()?;
-    writer.finish()?;
-    shared.storage.reached("delta-written");
+    writer.leave();
     let mut deltas = leaf.deltas.clone();
     let run = Run { segments, spans, first, last };
     if !run.is_empty() {
@@ -376,6 +404,7 @@ fn compact_leaf(
     leaf: &Leaf,
     pending: &[Arc<Run>],
     io: &mut TaskIo,
+    begun: &mut dyn FnMut(),
 ) -> Result<NewLeaves> {
     let options = &state.tree;
     let runs: Vec<Arc<Run>> = pending.iter().chain(leaf.runs()).cloned().collect();
@@ -395,6 +424,7 @@ fn compact_leaf(
 
     let mut merge =
         Merge::new(&shared.pager, &mut io.read, state.operator(), &runs, &site.low, site.high(), true)?;
+    begun();
     shared.counters.compact_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.compact_written);
     let mut written: Vec<Part> = Vec::new();
@@ -409,8 +439,7 @@ fn compact_leaf(
     }
     let segments = writer.cut()?;
     written.push(Part { low, segments });
-    writer.finish()?;
-    shared.storage.reached("leaf-compacted");
+    writer.leave();
     let settled = last.max(leaf.settled);
     let leaf_of = |part: Part| {
         let run = Run { segments: part.segments, spans: Spans::default(), first, last };

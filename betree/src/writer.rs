@@ -59,6 +59,8 @@ pub(crate) struct RunWriter<'a> {
     /// Bytes of data pages since the last cut, those in the making not counted.
     run_bytes: u64,
     done: Vec<IoCompletion>,
+    /// See [`RunWriter::leave`].
+    left: bool,
 }
 
 impl<'a> RunWriter<'a> {
@@ -89,6 +91,7 @@ impl<'a> RunWriter<'a> {
             segments: Vec::new(),
             run_bytes: 0,
             done: Vec::new(),
+            left: false,
         }
     }
 
@@ -134,6 +137,11 @@ impl<'a> RunWriter<'a> {
             self.end_segment()?;
         }
         Ok(())
+    }
+
+    /// Leaves the writes in flight: the owner of the channel waits for them.
+    pub(crate) fn leave(mut self) {
+        self.left = true;
     }
 
     /// Waits for every write.
@@ -257,6 +265,8 @@ impl<'a> RunWriter<'a> {
 impl Drop for RunWriter<'_> {
     fn drop(&mut self) {
         // The channel goes to the next task: it must be idle.
-        let _ = self.wait_until(0);
+        if !self.left {
+            let _ = self.wait_until(0);
+        }
     }
 }

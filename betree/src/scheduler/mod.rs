@@ -14,9 +14,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use betree_pager::{Pager, PagerIo};
 use betree_storage::primitives::{Condvar, Mutex, give_way, thread};
 
-use crate::flush::{self, Site, TaskIo};
+use crate::flush::{self, Install, Site, TaskIo};
 use crate::node::{LeafId, Pivot};
 use crate::shared::Shared;
 use crate::state::State;
@@ -73,6 +74,28 @@ struct Inner {
     ended: u64,
 }
 
+/// A task whose writes are in flight. Its worker begins the next one meanwhile.
+struct Unfinished {
+    claim: Claim,
+    task: Task,
+    writes: PagerIo,
+    install: Install,
+}
+
+/// What a worker works with.
+struct Worker {
+    io: TaskIo,
+    /// A channel with nothing in flight.
+    idle: Option<PagerIo>,
+    unfinished: Option<Unfinished>,
+}
+
+impl Worker {
+    fn new(pager: &Pager) -> Result<Worker> {
+        Ok(Worker { io: TaskIo::new(pager)?, idle: None, unfinished: None })
+    }
+}
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
@@ -100,6 +123,12 @@ impl Scheduler {
     /// Whether a task is under way.
     pub(crate) fn is_working(&self) -> bool {
         !self.inner.lock().claims.is_empty()
+    }
+
+    /// Whether workers stop or wait.
+    fn pauses(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.stop || inner.retry_at.is_some()
     }
 
     /// The error that keeps background work from going on, if any.
@@ -140,41 +169,82 @@ impl Scheduler {
 }
 
 impl Shared {
-    fn carry_out(&self, task: &Task, io: &mut TaskIo) -> Result<()> {
-        let wanted = match task {
+    /// Does a task but for what its writes must be on the device for. `begun` is called once its first reads are done.
+    fn carry_out(&self, task: &Task, io: &mut TaskIo, begun: &mut dyn FnMut()) -> Result<Option<Install>> {
+        match task {
+            Task::Node(state, site) => return flush::flush_to_node(self, state, site, io, begun).map(Some),
+            Task::Leaf(state, site, force) => {
+                return flush::flush_to_leaf(self, state, site, io, *force, begun).map(Some);
+            }
             Task::Memtable(state, head) => {
+                begun();
                 flush::flush_memtable(self, state, head, io)?;
                 self.scheduler.want_checkpoint();
-                true
             }
-            Task::Node(state, site) => flush::flush_to_node(self, state, site, io)?,
-            Task::Leaf(state, site, force) => flush::flush_to_leaf(self, state, site, io, *force)?,
             Task::Checkpoint => {
+                begun();
                 self.take_checkpoint(io)?;
-                true
             }
             Task::GiveBack => {
+                begun();
                 self.pager.give_back();
                 self.wal.remove_spares();
-                true
             }
-        };
-        Counters::add(&self.counters.tasks, 1);
-        if !wanted {
-            Counters::add(&self.counters.discarded_tasks, 1);
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Picks one task and carries it out. False: there was none.
-    fn step(&self, io: &mut TaskIo) -> Result<bool> {
+    /// Picks one task and carries it out, but for waiting for its writes. False: there was none.
+    fn step(&self, worker: &mut Worker) -> Result<bool> {
         let (claim, task) = {
             let mut inner = self.scheduler.inner.lock();
             let Some((claim, task)) = self.pick(&mut inner) else { return Ok(false) };
             inner.claims.insert(claim.clone());
             (claim, task)
         };
-        let result = self.carry_out(&task, io);
+        let Worker { io, idle, unfinished } = worker;
+        let outcome = self.carry_out(&task, io, &mut || self.finish_previous(unfinished, idle));
+        self.finish_previous(unfinished, idle);
+        match outcome {
+            Ok(Some(install)) => {
+                let idle = idle.take().map_or_else(|| self.pager.io().map_err(Error::from), Ok);
+                match idle {
+                    Ok(idle) => {
+                        let writes = io.hand_over_writes(idle);
+                        *unfinished = Some(Unfinished { claim, task, writes, install });
+                    }
+                    Err(_) => {
+                        let written = io.finish_writes();
+                        self.ended(claim, &task, written.map(|()| install(self)))?;
+                    }
+                }
+            }
+            Ok(None) => self.ended(claim, &task, Ok(true))?,
+            Err(error) => self.ended(claim, &task, Err(error))?,
+        }
+        Ok(true)
+    }
+
+    /// Waits for the writes of the task before this one, and puts what it wrote into the tree. A failure is the scheduler's to remember.
+    fn finish_previous(&self, unfinished: &mut Option<Unfinished>, idle: &mut Option<PagerIo>) {
+        if let Some(previous) = unfinished.take() {
+            let (channel, _remembered) = self.finish(previous);
+            *idle = Some(channel);
+        }
+    }
+
+    fn finish(&self, unfinished: Unfinished) -> (PagerIo, Result<()>) {
+        let Unfinished { claim, task, mut writes, install } = unfinished;
+        let written = writes.finish().map_err(Error::from);
+        (writes, self.ended(claim, &task, written.map(|()| install(self))))
+    }
+
+    /// What follows from a task's end; `Ok(false)`: its result was not wanted.
+    fn ended(&self, claim: Claim, task: &Task, result: Result<bool>) -> Result<()> {
+        if let Ok(wanted) = result {
+            Counters::add(&self.counters.tasks, 1);
+            Counters::add(&self.counters.discarded_tasks, u64::from(!wanted));
+        }
         let is_memtable = matches!(task, Task::Memtable(..));
         {
             let mut inner = self.scheduler.inner.lock();
@@ -182,7 +252,7 @@ impl Shared {
             inner.ended += 1;
             inner.signals += 1;
             match &result {
-                Ok(()) => {
+                Ok(_) => {
                     inner.error = None;
                     match task {
                         Task::Checkpoint => inner.failed.clear(),
@@ -219,7 +289,7 @@ impl Shared {
         self.scheduler.ended.notify_all();
         // What ended may have made more due than this worker can do alone.
         self.scheduler.wake.notify_one();
-        result.map(|()| true)
+        result.map(drop)
     }
 
     /// One step of background work in this thread, for databases without background threads.
@@ -227,8 +297,12 @@ impl Shared {
         self.relieve_log();
         self.relieve_device();
         self.share_memory();
-        let mut io = TaskIo::new(&self.pager)?;
-        self.step(&mut io)
+        let mut worker = Worker::new(&self.pager)?;
+        let found = self.step(&mut worker)?;
+        if let Some(unfinished) = worker.unfinished.take() {
+            self.finish(unfinished).1?;
+        }
+        Ok(found)
     }
 
     /// What a worker thread does until it is told to stop. Should an assert fail on the way, writing ends instead of waiting for
@@ -244,8 +318,8 @@ impl Shared {
 
     fn work_until_stopped(&self) {
         give_way();
-        let mut io = match TaskIo::new(&self.pager) {
-            Ok(io) => io,
+        let mut worker = match Worker::new(&self.pager) {
+            Ok(worker) => worker,
             Err(error) => {
                 self.poison.set(&error);
                 return;
@@ -253,6 +327,9 @@ impl Shared {
         };
         loop {
             let seen;
+            if self.poison.check().is_err() || self.scheduler.pauses() {
+                self.finish_previous(&mut worker.unfinished, &mut worker.idle);
+            }
             {
                 let mut inner = self.scheduler.inner.lock();
                 if inner.stop {
@@ -275,8 +352,11 @@ impl Shared {
                 continue;
             }
             self.relieve_device();
-            match self.step(&mut io) {
+            match self.step(&mut worker) {
                 Ok(true) | Err(_) => {}
+                Ok(false) if worker.unfinished.is_some() => {
+                    self.finish_previous(&mut worker.unfinished, &mut worker.idle);
+                }
                 Ok(false) => {
                     let mut inner = self.scheduler.inner.lock();
                     if !inner.stop && inner.signals == seen {
