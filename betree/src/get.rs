@@ -15,7 +15,7 @@ use crate::message::Kind;
 use crate::node::Target;
 use crate::operands;
 use crate::operator::MergeOperator;
-use crate::page::PageRef;
+use crate::page::{PageRef, Share};
 use crate::pins::Pins;
 use crate::rows::{RowKey, Rows};
 use crate::run::Run;
@@ -185,7 +185,9 @@ impl<'a> Lookup<'a> {
                     })?;
                     let want = Want { segment, place, kind: PageKind::Data, keep: true };
                     let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
-                    self.base = self.search(segment, place, &page)?;
+                    let share = meta.share(index, segment, key);
+                    share.prefetch(&page);
+                    self.base = self.search(segment, place, &page, share)?;
                     if self.base.is_some() {
                         return Ok(Progress::Done);
                     }
@@ -221,10 +223,16 @@ impl<'a> Lookup<'a> {
         (base, self.operands)
     }
 
-    fn search(&mut self, segment: &Segment, place: PageAt, page: &Page) -> Result<Option<Base>> {
+    fn search(
+        &mut self,
+        segment: &Segment,
+        place: PageAt,
+        page: &Page,
+        share: Share,
+    ) -> Result<Option<Base>> {
         let lie = || segment.corrupt(place.at, "data page", "an entry does not decode");
         let page = PageRef::new(page).ok_or_else(lie)?;
-        let Ok(index) = page.search(self.key.key).ok_or_else(lie)? else { return Ok(None) };
+        let Ok(index) = page.search_near(self.key.key, share).ok_or_else(lie)? else { return Ok(None) };
         let entry = page.entry(index).ok_or_else(lie)?;
         Ok(match entry.kind {
             Kind::Put => Some(Base::Put(Bytes::copy_from_slice(entry.value))),

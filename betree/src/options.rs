@@ -83,11 +83,11 @@ pub struct TreeOptions {
     /// Most runs a child may have waiting in its parent's buffer, and most delta runs of a leaf (K). Default 10. More runs lower write
     /// amplification; a cold read of an absent key asks one filter for each.
     pub max_runs: usize,
-    /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 120. Larger means less
+    /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 150. Larger means less
     /// write amplification, and more runs to look at.
     pub leaf_delta_percent: usize,
     /// A leaf is compacted when what its delta runs overwrite or delete exceeds this share of its base, in percent (a quarter
-    /// more or less, so that not all come due together). Default 60. Larger means less write amplification of overwrites and deletes, and more space
+    /// more or less, so that not all come due together). Default 90. Larger means less write amplification of overwrites and deletes, and more space
     /// while writing goes on; when nothing was written for two seconds, what is above 10 percent is given back.
     pub leaf_garbage_percent: usize,
     /// Size of a data page in bytes, a multiple of 4096. Default 4096. Larger pages read more per cold get and

@@ -21,7 +21,9 @@
 
 use std::cmp::Ordering;
 
+use crate::headed::head_of;
 use crate::message::{Kind, MessageRef, get_varint};
+use crate::prefetch;
 
 /// Bytes before the prefix.
 pub(crate) const HEADER: usize = 16;
@@ -123,8 +125,45 @@ impl<'a> PageRef<'a> {
             Ordering::Equal if key.len() < self.prefix.len() => return Some(Err(0)),
             Ordering::Equal => {}
         }
+        self.search_suffix(&key[self.prefix.len()..], 0, self.count)
+    }
+
+    /// As [`PageRef::search`] for a key that is in the page's range and probably near `share` of the way through it.
+    #[inline]
+    pub(crate) fn search_near(&self, key: &[u8], share: Share) -> Option<Result<usize, usize>> {
+        if !key.starts_with(self.prefix) {
+            return self.search(key);
+        }
         let suffix = &key[self.prefix.len()..];
         let (mut low, mut high) = (0, self.count);
+        let mut at = share.of(self.count).min(self.count - 1);
+        let mut step = FIRST_STEP;
+        // Away from the guess with growing steps, until the key is between two entries.
+        while low < high {
+            match self.entry(at)?.suffix.cmp(suffix) {
+                Ordering::Equal => return Some(Ok(at)),
+                Ordering::Less => {
+                    low = at + 1;
+                    if high < self.count || low + step >= high {
+                        break;
+                    }
+                    at = low + step;
+                }
+                Ordering::Greater => {
+                    high = at;
+                    if low > 0 || step + 1 >= high {
+                        break;
+                    }
+                    at = high - 1 - step;
+                }
+            }
+            step *= 2;
+        }
+        self.search_suffix(suffix, low, high)
+    }
+
+    #[inline]
+    fn search_suffix(&self, suffix: &[u8], mut low: usize, mut high: usize) -> Option<Result<usize, usize>> {
         while low < high {
             let middle = (low + high) / 2;
             match self.entry(middle)?.suffix.cmp(suffix) {
@@ -134,6 +173,44 @@ impl<'a> PageRef<'a> {
             }
         }
         Some(Err(low))
+    }
+}
+
+/// How far [`PageRef::search_near`] looks first on the side where the key is: about how far a guess is wrong when keys are random.
+const FIRST_STEP: usize = 2;
+/// Bytes on either side of a guess that a search will probably look at.
+const NEAR: usize = 320;
+
+/// A share of a page, in 65536ths.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Share(u32);
+
+impl Share {
+    /// How far `key` is on the way from `low` to `high`, by the eight bytes after those that `low` and `high` share.
+    #[inline]
+    pub(crate) fn between(low: &[u8], key: &[u8], high: &[u8]) -> Share {
+        let skip = common_prefix(low, high);
+        let number = |bytes: &[u8]| head_of(bytes.get(skip..).unwrap_or_default());
+        let (low, key, high) = (number(low), number(key), number(high));
+        // Sixteen bits of the distance are precise enough, and cannot overflow.
+        let shift = 48u32.saturating_sub(high.saturating_sub(low).leading_zeros());
+        let (way, whole) = (key.saturating_sub(low) >> shift, high.saturating_sub(low) >> shift);
+        Share(((way << 16) / whole.max(1)).min(1 << 16) as u32)
+    }
+
+    #[inline]
+    fn of(self, whole: usize) -> usize {
+        ((self.0 as u64 * whole as u64) >> 16) as usize
+    }
+
+    /// Asks the processor for what a search for the key in `page` will look at: the header, the offsets, and the entries around the guess.
+    #[inline]
+    pub(crate) fn prefetch(self, page: &[u8]) {
+        let start = page.as_ptr();
+        let near = self.of(page.len()).saturating_sub(NEAR);
+        prefetch::bytes(start, 1);
+        prefetch::bytes(start.wrapping_add(page.len().saturating_sub(128)), 128);
+        prefetch::bytes(start.wrapping_add(near), 2 * NEAR);
     }
 }
 
@@ -294,6 +371,36 @@ mod tests {
         assert_eq!(page.search(b"v"), Some(Err(3)));
         assert_eq!(page.entry(2).unwrap().value, b"\x01\x01x");
         assert!(page.entry(3).is_none());
+    }
+
+    #[test]
+    fn a_guess_that_is_wrong_does_not_change_what_a_search_finds() {
+        let keys: Vec<Vec<u8>> = (0..40u8).map(|i| vec![b'k', i * 2 + 1, i % 3]).collect();
+        for count in [1, 2, 3, 7, 40] {
+            let entries: Vec<_> = keys[..count].iter().map(|k| (Kind::Put, &k[..], &b"v"[..])).collect();
+            let bytes = build(&entries);
+            let page = PageRef::new(&bytes).unwrap();
+            let gaps = (0..=81).flat_map(|b| [vec![b'k', b], vec![b'k', b, 1], vec![b'k', b, 9]]);
+            for key in gaps.chain([vec![], vec![b'a'], vec![b'k'], vec![b'z', 1]]) {
+                let found = page.search(&key);
+                for share in (0..=65_536).step_by(1024) {
+                    assert_eq!(page.search_near(&key, Share(share)), found, "{key:?} of {count}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_guess_is_near_where_evenly_spread_keys_are() {
+        let share = |low: &[u8], key: &[u8], high: &[u8]| Share::between(low, key, high).of(100);
+        assert_eq!(share(b"ab\x00", b"ab\x40", b"ab\x80"), 50);
+        assert_eq!(share(b"ab\x00", b"ab\x00", b"ab\x80"), 0);
+        assert_eq!(share(b"ab\x00", b"ab\x80", b"ab\x80"), 100);
+        assert_eq!(share(b"\x00", b"\xff", b"\xff\xff\xff\xff\xff\xff\xff\xff"), 99);
+        assert_eq!(share(b"", b"", b""), 0);
+        assert_eq!(share(b"b", b"a", b"c"), 0);
+        assert_eq!(share(b"b", b"d", b"c"), 100);
+        assert_eq!(share(b"counter 1", b"counter 15", b"counter 2"), 20);
     }
 
     #[test]

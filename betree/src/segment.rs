@@ -22,6 +22,7 @@ use betree_pager::{BLOCK, Extent, Page, PageKind, Pager};
 
 use crate::filter;
 use crate::headed::Headed;
+use crate::page::Share;
 use crate::pins::Pin;
 use crate::{Error, Result};
 
@@ -208,6 +209,14 @@ impl Meta {
         let start = if index == 0 { 0 } else { end_of(index - 1) };
         let end = end_of(index).min(self.keys_len);
         self.page.get(self.keys + start.min(end)..self.keys + end).unwrap_or(&[])
+    }
+
+    /// Where in page `index` of `segment`, whose meta block this is, the key probably is.
+    #[inline]
+    pub(crate) fn share(&self, index: usize, segment: &Segment, key: &[u8]) -> Share {
+        let low = if index > 0 { self.separator(index) } else { &segment.min };
+        let high = if index + 1 < self.pages { self.separator(index + 1) } else { &segment.max };
+        Share::between(low, key, high)
     }
 
     /// The only page that may hold `key`.
