@@ -112,6 +112,12 @@ impl Spans {
         self.spans.get(at).map(|(start, end)| (start.as_ref(), end.as_ref()))
     }
 
+    /// The last span that ends before `key`.
+    pub(crate) fn span_before(&self, key: &[u8]) -> Option<(&[u8], &[u8])> {
+        let at = self.spans.partition_point(|(_, end)| end.as_ref() < key).checked_sub(1)?;
+        self.spans.get(at).map(|(start, end)| (start.as_ref(), end.as_ref()))
+    }
+
     /// Memory in use without the keys, which clones and unions share.
     pub(crate) fn shallow_bytes(&self) -> usize {
         self.spans.capacity() * size_of::<(Bytes, Bytes)>()

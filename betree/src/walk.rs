@@ -30,6 +30,8 @@ use crate::view::View;
 
 /// A walk that has passed so many keys is taken for one that reads everything.
 const STREAM_AFTER: u64 = 4096;
+/// After so many keys in a row that were not there, a walk looks whether a span hides more, and skips it.
+const HIDDEN_IN_A_ROW: u32 = 8;
 
 enum Source {
     Memtable(MemCursor),
@@ -70,6 +72,24 @@ impl Source {
             (Source::Memtable(cursor), Direction::Backward) => cursor.retreat(),
         }
         Ok(())
+    }
+
+    /// Begins to skip what lies before a seek; what comes after `until` is hidden again. REQUIRES a current key before the seek.
+    fn begin_skip(&mut self, seek: Seek<'_>, until: Option<&[u8]>, reads: &mut ReadAhead) -> Result<()> {
+        match (self, seek) {
+            (Source::Run(cursor), _) => return cursor.begin_skip(seek, until, reads),
+            (Source::Memtable(cursor), Seek::At(key)) => cursor.seek(key),
+            (Source::Memtable(cursor), Seek::Before(key)) => cursor.seek_before(key),
+        }
+        Ok(())
+    }
+
+    /// Ends what [`Source::begin_skip`] began.
+    fn end_skip(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
+        match self {
+            Source::Run(cursor) => cursor.end_skip(seek, reads),
+            Source::Memtable(_) => Ok(()),
+        }
     }
 }
 
@@ -123,6 +143,8 @@ pub(crate) struct Walk {
     ahead: Option<LeafPart>,
     /// Keys passed so far.
     steps: u64,
+    /// Keys passed since one was there.
+    hidden: u32,
 }
 
 impl Walk {
@@ -158,6 +180,7 @@ impl Walk {
             leaf_high: None,
             ahead: None,
             steps: 0,
+            hidden: 0,
         };
         for head in view.heads.iter().filter(|h| !h.table.is_empty()) {
             let mut cursor = head.table.cursor(at);
@@ -399,9 +422,55 @@ impl Walk {
                 self.used += 1;
             }
             if self.resolve(first)? {
+                self.hidden = 0;
                 return Ok(true);
             }
+            self.hidden += 1;
+            if self.hidden >= HIDDEN_IN_A_ROW && self.has_spans {
+                self.hidden = 0;
+                self.skip_hidden()?;
+            }
         }
+    }
+
+    /// Takes every source to the end of the span that hides the nearest key, if one does.
+    fn skip_hidden(&mut self) -> Result<()> {
+        let Some(near) = self.order.first().copied() else { return Ok(()) };
+        let Some(key) = self.sources[near.source].key() else { return Ok(()) };
+        let span = |spans: &Spans| spans.span_at_or_after(key).filter(|(start, _)| *start <= key).map(owned);
+        let newer = self.spans[..near.source].iter().enumerate();
+        let Some((hider, (start, end))) = newer.filter_map(|(i, spans)| Some((i, span(spans)?))).next()
+        else {
+            return Ok(());
+        };
+        let spans = &self.spans[hider];
+        let (seek, until) = match self.direction {
+            Direction::Forward => (Seek::At(&end), spans.span_at_or_after(&end).map(|span| span.0)),
+            Direction::Backward => (Seek::Before(Some(&start)), spans.span_before(&start).map(|span| span.1)),
+        };
+        let mut order = std::mem::take(&mut self.order);
+        let is_hidden = |sources: &[Source], source: usize| {
+            source > hider
+                && sources[source].key().is_some_and(|key| match self.direction {
+                    Direction::Forward => *key < *end,
+                    Direction::Backward => *key >= *start,
+                })
+        };
+        // All reads get under way before the first is waited for.
+        let hidden: Vec<usize> =
+            order.iter().map(|near| near.source).filter(|&source| is_hidden(&self.sources, source)).collect();
+        for &source in &hidden {
+            self.sources[source].begin_skip(seek, until, &mut self.reads)?;
+        }
+        self.reads.kick();
+        for &source in &hidden {
+            self.sources[source].end_skip(seek, &mut self.reads)?;
+        }
+        order.retain_mut(|near| self.sources[near.source].head().map(|head| near.head = head).is_some());
+        order.sort_by(|&a, &b| self.compare(a, b));
+        self.order = order;
+        self.used = 0;
+        Ok(())
     }
 
     /// The record that [`Walk::step`] found last, until it is called again.
@@ -485,6 +554,10 @@ impl Walk {
         }
         Ok(())
     }
+}
+
+fn owned((start, end): (&[u8], &[u8])) -> (Box<[u8]>, Box<[u8]>) {
+    (start.into(), end.into())
 }
 
 /// Where the cursors of the part `low..high` of a leaf begin.

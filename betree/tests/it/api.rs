@@ -256,6 +256,53 @@ fn removed_ranges_stay_removed_and_give_their_space_back() -> Done {
     Ok(())
 }
 
+/// What iterators skip must be what was removed, and nothing else: in both directions, over leaves, with records put back, whether the
+/// removals are in a memtable, in runs above or carried out.
+#[test]
+fn iterators_skip_removed_ranges_and_nothing_else() -> Done {
+    let dir = tempfile::tempdir()?;
+    let db = tiny().open(dir.path())?;
+    let keyspace = db.keyspace("default")?;
+    let mut model = std::collections::BTreeMap::new();
+    for i in 0..20_000u32 {
+        let key = (i.wrapping_mul(7919) % 20_000).to_be_bytes();
+        keyspace.insert(key, [i as u8; 60])?;
+        model.insert(key, [i as u8; 60]);
+    }
+    let mut slice_by_slice = |every: u32, from: u32| -> Done {
+        for start in (0..20_000).step_by(every as usize) {
+            let (low, high) = ((start + from).to_be_bytes(), (start + every).to_be_bytes());
+            keyspace.remove_range(low, high)?;
+            model.retain(|key, _| *key < low || *key >= high);
+            // One comes back in the middle of some.
+            if start % (3 * every) == 0 {
+                let key = (start + (from + every) / 2).to_be_bytes();
+                keyspace.insert(key, [9; 60])?;
+                model.insert(key, [9; 60]);
+            }
+        }
+        let low = 3_333u32.to_be_bytes();
+        for round in 0..3 {
+            let expected: Vec<_> = model.iter().map(|(k, v)| (&k[..], &v[..])).collect();
+            let forward: Vec<_> = keyspace.iter().collect::<Result<_, _>>()?;
+            assert!(forward.iter().map(|(k, v)| (&k[..], &v[..])).eq(expected.iter().copied()), "{round}");
+            let backward: Vec<_> = keyspace.iter().rev().collect::<Result<_, _>>()?;
+            assert!(backward.iter().map(|(k, v)| (&k[..], &v[..])).eq(expected.iter().rev().copied()));
+            let part: Vec<_> = keyspace.range(low..).take(300).collect::<Result<_, _>>()?;
+            let expected = expected.iter().filter(|(key, _)| **key >= low[..]).take(300);
+            assert!(part.iter().map(|(k, v)| (&k[..], &v[..])).eq(expected.copied()));
+            match round {
+                0 => db.checkpoint()?,
+                _ => db.compact()?,
+            }
+        }
+        Ok(())
+    };
+    slice_by_slice(2000, 200)?;
+    slice_by_slice(40, 25)?;
+    Ok(())
+}
+
 #[test]
 fn a_second_opener_is_told_so_and_can_open_after_the_last_handle_is_gone() -> Done {
     let dir = tempfile::tempdir()?;

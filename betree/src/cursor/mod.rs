@@ -21,16 +21,17 @@ use crate::message::{Kind, MessageRef};
 use crate::page::PageRef;
 use crate::readahead::{ReadAhead, Ticket};
 use crate::run::Run;
-use crate::segment::{Meta, PageAt, Segment};
+use crate::segment::{Meta, PageAt};
+
+mod chunks;
+mod skip;
+
+use self::chunks::{FIRST_CHUNK, FIRST_OF_STREAM, Piece};
 
 /// Pages read one by one before chunks begin, if no more were read together.
 const SINGLE_PAGES: usize = 4;
 /// Most pages of one run that are read together when a walk begins.
 pub(crate) const MOST_TOGETHER: usize = 16;
-const FIRST_CHUNK: usize = 64 << 10;
-/// The first chunk of a stream.
-const FIRST_OF_STREAM: usize = 256 << 10;
-const LARGEST_CHUNK: usize = 1 << 20;
 
 /// Where to go.
 #[derive(Copy, Clone, Debug)]
@@ -46,21 +47,6 @@ pub(crate) enum Seek<'a> {
 pub(crate) enum Direction {
     Forward,
     Backward,
-}
-
-/// Some pages of a segment that lie side by side.
-#[derive(Clone, Debug)]
-struct Piece {
-    segment: usize,
-    pages: Range<usize>,
-    /// Where they begin in the extent.
-    base: u32,
-}
-
-impl Piece {
-    fn has(&self, segment: usize, page: usize) -> bool {
-        self.segment == segment && self.pages.contains(&page)
-    }
 }
 
 enum Source {
@@ -101,6 +87,18 @@ pub(crate) struct RunCursor {
     chunk: Option<(Piece, AlignedBuf)>,
     chunk_bytes: usize,
     asked: Option<(Piece, Ticket)>,
+    /// Between the two parts of a skip: the page to go to, and whether it is open.
+    skips_to: Option<(usize, bool)>,
+    /// The pages of the segment that are worth reading ahead: what comes after them is hidden.
+    worth: Range<usize>,
+}
+
+/// The page of a segment in which a seek begins.
+fn page_of(meta: &Meta, seek: Seek<'_>) -> usize {
+    match seek {
+        Seek::At(key) | Seek::Before(Some(key)) => meta.page_of(key),
+        Seek::Before(None) => meta.pages() - 1,
+    }
 }
 
 impl RunCursor {
@@ -134,6 +132,8 @@ impl RunCursor {
             chunk: None,
             chunk_bytes: FIRST_CHUNK,
             asked: None,
+            skips_to: None,
+            worth: 0..usize::MAX,
         }
     }
 
@@ -272,10 +272,7 @@ impl RunCursor {
         self.in_sequence = 0;
         let Some(segment) = self.segment_for(seek) else { return Ok(None) };
         self.open_segment(segment)?;
-        Ok(self.meta.as_ref().map(|meta| match seek {
-            Seek::At(key) | Seek::Before(Some(key)) => meta.page_of(key),
-            Seek::Before(None) => meta.pages() - 1,
-        }))
+        Ok(self.meta.as_ref().map(|meta| page_of(meta, seek)))
     }
 
     /// From here on the walk reads everything: asks for the first chunk of a seek.
@@ -291,6 +288,11 @@ impl RunCursor {
     pub(crate) fn go(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
         let Some(page) = self.begin(seek)? else { return Ok(()) };
         self.open_page(page, reads)?;
+        self.land(seek, reads)
+    }
+
+    /// To the entry that a seek means, in the page that is open or the one after it.
+    fn land(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
         self.index = match seek {
             Seek::At(key) | Seek::Before(Some(key)) => self.search(key)?,
             Seek::Before(None) => self.count,
@@ -335,10 +337,9 @@ impl RunCursor {
 
     fn next_page(&mut self, reads: &mut ReadAhead) -> Result<()> {
         self.valid = false;
-        let inside = |s: &Segment| self.edge.as_ref().is_none_or(|edge| *s.min < **edge);
         if self.page + 1 < self.pages.end {
             self.open_page(self.page + 1, reads)?;
-        } else if self.run.segments.get(self.segment + 1).is_some_and(|s| inside(s)) {
+        } else if self.is_inside(self.segment + 1) {
             self.open_segment(self.segment + 1)?;
             self.open_page(0, reads)?;
         } else {
@@ -350,10 +351,9 @@ impl RunCursor {
 
     fn previous_page(&mut self, reads: &mut ReadAhead) -> Result<()> {
         self.valid = false;
-        let inside = |s: &Segment| self.edge.as_ref().is_none_or(|edge| *s.max >= **edge);
         if self.page > self.pages.start {
             self.open_page(self.page - 1, reads)?;
-        } else if self.segment > 0 && inside(&self.run.segments[self.segment - 1]) {
+        } else if self.segment > 0 && self.is_inside(self.segment - 1) {
             self.open_segment(self.segment - 1)?;
             let last = self.meta.as_ref().map_or(0, |m| m.pages() - 1);
             self.open_page(last, reads)?;
@@ -364,6 +364,16 @@ impl RunCursor {
         self.load()
     }
 
+    /// Whether there may be keys of the leaf in a segment that the walk has yet to come to.
+    fn is_inside(&self, segment: usize) -> bool {
+        let Some(segment) = self.run.segments.get(segment) else { return false };
+        match (&self.edge, self.direction) {
+            (None, _) => true,
+            (Some(edge), Direction::Forward) => *segment.min < **edge,
+            (Some(edge), Direction::Backward) => *segment.max >= **edge,
+        }
+    }
+
     fn open_segment(&mut self, segment: usize) -> Result<()> {
         if self.meta.is_none() || self.segment != segment {
             let meta = match self.meta_at_hand(segment) {
@@ -371,6 +381,7 @@ impl RunCursor {
                 None => self.run.segments[segment].meta(&self.pager)?,
             };
             self.pages = self.pages_of_leaf(segment, &meta);
+            self.worth = 0..usize::MAX;
             self.meta = Some(meta);
             self.segment = segment;
         }
@@ -415,88 +426,6 @@ impl RunCursor {
         });
         self.key = key;
         (self.count, self.prefix) = page.ok_or_else(|| self.lie())?;
-        Ok(())
-    }
-
-    fn open_in_chunk(&mut self, page: usize, place: PageAt, reads: &mut ReadAhead) -> Result<()> {
-        if !self.chunk.as_ref().is_some_and(|(piece, _)| piece.has(self.segment, page)) {
-            self.read_chunk(page, reads)?;
-        }
-        let Some((piece, buf)) = &self.chunk else { return Err(self.lie()) };
-        let start = (place.at - piece.base) as usize;
-        let end = start + place.len as usize;
-        let offset = self.run.segments[self.segment].extent.offset() + u64::from(place.at);
-        self.pager.verify(&buf[start..end], offset, place.crc)?;
-        self.source = Source::Chunk(start, end);
-        Ok(())
-    }
-
-    /// Asks for pages from `page` on (or up to it, backward) that make up about `chunk_bytes`, none of them beyond the leaf but `page`.
-    fn ask(&mut self, segment: usize, page: usize, reads: &mut ReadAhead) -> Result<()> {
-        let other = if segment == self.segment { None } else { self.meta_at_hand(segment) };
-        let pages = other.map(|meta| self.pages_of_leaf(segment, meta));
-        let pages = pages.unwrap_or_else(|| self.pages.clone());
-        let meta = other.or(self.meta.as_ref());
-        let first = self.place_in(segment, meta, page)?;
-        let (mut from, mut to) = (page, page + 1);
-        let (mut start, mut end) = (first.at, first.at + first.len);
-        while ((end - start) as usize) < self.chunk_bytes {
-            if self.forward() && to < pages.end {
-                let place = self.place_in(segment, meta, to)?;
-                end = place.at + place.len;
-                to += 1;
-            } else if !self.forward() && from > pages.start {
-                from -= 1;
-                start = self.place_in(segment, meta, from)?.at;
-            } else {
-                break;
-            }
-        }
-        // A meta block that lies may have places that do not ascend.
-        let len = end.checked_sub(start).ok_or_else(|| self.lie())?;
-        let ticket = reads.ask(&self.run.segments[segment].extent, start, len as usize)?;
-        self.asked = Some((Piece { segment, pages: from..to, base: start }, ticket));
-        self.chunk_bytes = (self.chunk_bytes * 2).min(LARGEST_CHUNK);
-        Ok(())
-    }
-
-    /// Makes the chunk with `page` the current one, and asks for the one after it.
-    fn read_chunk(&mut self, page: usize, reads: &mut ReadAhead) -> Result<()> {
-        if let Some((_, old)) = self.chunk.take() {
-            reads.recycle(old);
-        }
-        if let Some((piece, ticket)) = self.asked.take() {
-            if piece.has(self.segment, page) {
-                self.asked = Some((piece, ticket));
-            } else {
-                reads.give_up(ticket);
-            }
-        }
-        if self.asked.is_none() {
-            self.ask(self.segment, page, reads)?;
-            reads.kick();
-        }
-        if let Some((piece, ticket)) = self.asked.take() {
-            let after = if self.forward() { Some(piece.pages.end) } else { piece.pages.start.checked_sub(1) };
-            self.chunk = reads.take(ticket)?.map(|buf| (piece, buf));
-            self.ask_ahead(after, reads)?;
-        }
-        Ok(())
-    }
-
-    /// Asks for the chunk that begins at page `after` of the segment, or else at the next segment's first page.
-    fn ask_ahead(&mut self, after: Option<usize>, reads: &mut ReadAhead) -> Result<()> {
-        if let Some(page) = after.filter(|page| self.pages.contains(page)) {
-            self.ask(self.segment, page, reads)?;
-        } else {
-            let next = if self.forward() { Some(self.segment + 1) } else { self.segment.checked_sub(1) };
-            let Some((segment, meta)) = next.and_then(|next| Some((next, self.meta_at_hand(next)?))) else {
-                return Ok(());
-            };
-            let page = if self.forward() { 0 } else { meta.pages() - 1 };
-            self.ask(segment, page, reads)?;
-        }
-        reads.kick();
         Ok(())
     }
 
