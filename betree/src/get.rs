@@ -171,9 +171,10 @@ impl<'a> Lookup<'a> {
             if let Some(segment) = segment {
                 let pinned = segment.pin.get();
                 if pinned.is_none() && self.meta.is_none() {
+                    self.reader.pins.demand();
                     let want = Want::meta(segment, self.reader.pins);
                     let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
-                    let meta = Meta::parse(page, segment.extent.offset(), segment.data_len)?;
+                    let meta = segment.parse_meta(page)?;
                     self.reader.pins.pin(segment, &meta);
                     self.meta = Some(meta);
                 }

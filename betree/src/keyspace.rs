@@ -242,10 +242,13 @@ impl Keyspace {
     /// Where its point reads look beside a view.
     pub(crate) fn reader(&self) -> get::Reader<'_> {
         let shared = &self.handle.shared;
+        shared.warm_if_asked();
         get::Reader { pager: &shared.pager, pins: &shared.pins, rows: &shared.rows, keyspace: self.state.id }
     }
 
     fn iter_bounds(&self, bounds: (Vec<u8>, Option<Vec<u8>>)) -> Iter {
+        self.handle.shared.pins.demand();
+        self.handle.shared.warm_if_asked();
         let (view, at) = self.moment();
         Iter::new(
             &self.handle.shared.pager,

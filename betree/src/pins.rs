@@ -4,13 +4,15 @@
 //! the segment it costs a few loads, which overlap between runs.
 //!
 //! Invariant `pins.charged_once`: `bytes` is the sum of what segments hold; a block is charged until the last reader of it is gone, also when its segment
-//! went before. What is over the limit is let go by [`Pins::trim`], least recently asked first, more or less: one that was asked since the last
+//! went before. After some reads that missed a block all are read ahead of their use, if all have room: a database just opened is then warm after a
+//! moment, and not after a read of every part of it. What is over the limit is let go by [`Pins::trim`], least recently asked first, more or less: one that was asked since the last
 //! round stays for another. Owned by the database; no locks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::{ArcSwapOption, Guard};
+use betree_pager::Pager;
 
 use crate::node::Node;
 use crate::segment::{Meta, Segment};
@@ -53,12 +55,66 @@ impl Pin {
 pub(crate) struct Pins {
     limit: AtomicUsize,
     bytes: AtomicUsize,
+    /// Reads so far that blocks not at hand may have held up: up to [`WARM_AFTER`], or [`WARMED`].
+    demand: AtomicUsize,
 }
+
+/// Reads that make it worth while to have all blocks at hand: whoever opens a database for a few is left alone.
+const WARM_AFTER: usize = 16;
+/// All blocks have been read, or are being read.
+const WARMED: usize = usize::MAX;
+/// Blocks that are read together ahead of their use.
+const TOGETHER: usize = 32;
 
 impl Pins {
     /// Whether `bytes` more may be held.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.bytes.load(Relaxed) + bytes <= self.limit.load(Relaxed)
+    }
+
+    /// Takes note of a read that may have to wait for blocks.
+    #[inline]
+    pub(crate) fn demand(&self) {
+        let seen = self.demand.load(Relaxed);
+        if seen < WARM_AFTER {
+            // Of several at once one counts.
+            let _ = self.demand.compare_exchange(seen, seen + 1, Relaxed, Relaxed);
+        }
+    }
+
+    /// Whether all blocks should be read ahead. Says so once.
+    #[inline]
+    pub(crate) fn takes_warming(&self) -> bool {
+        self.demand.load(Relaxed) == WARM_AFTER
+            && self.limit.load(Relaxed) > 0
+            && self.demand.compare_exchange(WARM_AFTER, WARMED, Relaxed, Relaxed).is_ok()
+    }
+
+    /// Has the segments of these trees hold their blocks, if there is room for all that do not yet. Ends early when `stop` says so, and at the first
+    /// failure, which is for the read that needs the block to report.
+    pub(crate) fn warm(self: &Arc<Self>, pager: &Pager, roots: &[Arc<Node>], stop: impl Fn() -> bool) {
+        let mut missing: Vec<&Arc<Segment>> = Vec::new();
+        for root in roots {
+            root.visit_segments(&mut |segment| {
+                if segment.pin.held.load().is_none() {
+                    missing.push(segment);
+                }
+            });
+        }
+        if !self.has_room(missing.iter().map(|segment| segment.meta_len as usize).sum()) {
+            return;
+        }
+        for segments in missing.chunks(TOGETHER) {
+            if stop() {
+                return;
+            }
+            let wants: Vec<_> = segments.iter().map(|segment| segment.meta_ref(false)).collect();
+            for (segment, page) in segments.iter().zip(pager.get_many(&wants)) {
+                let meta = page.map_err(crate::Error::from).and_then(|page| segment.parse_meta(page));
+                let Ok(meta) = meta else { return };
+                self.pin(segment, &meta);
+            }
+        }
     }
 
     /// Bytes held.

@@ -18,7 +18,7 @@
 
 use std::sync::Arc;
 
-use betree_pager::{BLOCK, Extent, Page, PageKind, Pager};
+use betree_pager::{BLOCK, Extent, Page, PageKind, PageRef as PagerPageRef, Pager};
 
 use crate::filter;
 use crate::headed::Headed;
@@ -96,13 +96,23 @@ impl Segment {
         u64::from(self.data_len) * share / (self.samples.len() as u64).max(1)
     }
 
+    /// What to ask the pager for to get the meta block.
+    pub(crate) fn meta_ref(&self, keep: bool) -> PagerPageRef<'_> {
+        let (at, len, expected) = (self.data_len, self.meta_len, self.meta_crc);
+        PagerPageRef { extent: &self.extent, at, len, expected, kind: PageKind::Meta, keep }
+    }
+
+    /// The meta block from the page that [`Segment::meta_ref`] asks for.
+    pub(crate) fn parse_meta(&self, page: Page) -> Result<Meta> {
+        Meta::parse(page, self.extent.offset(), self.data_len)
+    }
+
     /// The meta block, at hand, from the cache or by one read.
     pub(crate) fn meta(&self, pager: &Pager) -> Result<Meta> {
         if let Some(pinned) = &*self.pin.get() {
             return Ok(pinned.meta.clone());
         }
-        let page = pager.get(&self.extent, self.data_len, self.meta_len, self.meta_crc, PageKind::Meta)?;
-        Meta::parse(page, self.extent.offset(), self.data_len)
+        self.parse_meta(pager.get_ref(self.meta_ref(true))?)
     }
 
     /// A data page, from the cache or by one read.

@@ -210,21 +210,12 @@ impl RunCursor {
 
     /// The meta block of a segment.
     pub(crate) fn meta_of(&self, segment: usize) -> PagerPageRef<'_> {
-        let segment = &self.run.segments[segment];
-        PagerPageRef {
-            extent: &segment.extent,
-            at: segment.data_len,
-            len: segment.meta_len,
-            expected: segment.meta_crc,
-            kind: PageKind::Meta,
-            keep: true,
-        }
+        self.run.segments[segment].meta_ref(true)
     }
 
     /// Takes the meta block that [`RunCursor::meta_of`] asked for.
     pub(crate) fn take_meta(&mut self, segment: usize, page: Page) -> Result<()> {
-        let s = &self.run.segments[segment];
-        self.metas.push((segment, Meta::parse(page, s.extent.offset(), s.data_len)?));
+        self.metas.push((segment, self.run.segments[segment].parse_meta(page)?));
         Ok(())
     }
 

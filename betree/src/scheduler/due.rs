@@ -167,6 +167,9 @@ impl Shared {
     fn pick_last(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
         let full = inner.squeeze || !inner.failed.is_empty();
         if !full {
+            if std::mem::take(&mut inner.warming_wanted) {
+                return Some((Claim::Warm, Task::Warm));
+            }
             return self.pick_to_settle(inner);
         }
         if !inner.claims.is_empty() {

@@ -39,6 +39,7 @@ enum Claim {
     Inner(KeyspaceId, u32, Pivot),
     Checkpoint,
     GiveBack,
+    Warm,
 }
 
 enum Task {
@@ -47,12 +48,15 @@ enum Task {
     Leaf(Arc<State>, Site, bool),
     Checkpoint,
     GiveBack,
+    Warm,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     claims: HashSet<Claim>,
     checkpoint_wanted: bool,
+    /// Page indexes and filters should be read ahead (`pins`).
+    warming_wanted: bool,
     /// Callers of `compact` that wait.
     forced: usize,
     /// The device is full: see the module's text.
@@ -169,6 +173,15 @@ impl Scheduler {
 }
 
 impl Shared {
+    /// Has page indexes and filters read ahead, if reads have waited for them.
+    #[inline]
+    pub(crate) fn warm_if_asked(&self) {
+        if self.pins.takes_warming() {
+            self.scheduler.inner.lock().warming_wanted = true;
+            self.scheduler.wake();
+        }
+    }
+
     /// Does a task but for what its writes must be on the device for. `begun` is called once its first reads are done.
     fn carry_out(&self, task: &Task, io: &mut TaskIo, begun: &mut dyn FnMut()) -> Result<Option<Install>> {
         match task {
@@ -189,6 +202,11 @@ impl Shared {
                 begun();
                 self.pager.give_back();
                 self.wal.remove_spares();
+            }
+            Task::Warm => {
+                begun();
+                let roots: Vec<_> = self.states().iter().map(|state| state.peek().root.clone()).collect();
+                self.pins.warm(&self.pager, &roots, || self.scheduler.pauses());
             }
         }
         Ok(None)
@@ -256,7 +274,7 @@ impl Shared {
                     inner.error = None;
                     match task {
                         Task::Checkpoint => inner.failed.clear(),
-                        Task::GiveBack => {}
+                        Task::GiveBack | Task::Warm => {}
                         _ => inner.changed += 1,
                     }
                 }
