@@ -304,6 +304,36 @@ fn iterators_skip_removed_ranges_and_nothing_else() -> Done {
 }
 
 #[test]
+fn a_few_reads_bring_all_page_indexes_and_filters_to_hand() -> Done {
+    let dir = tempfile::tempdir()?;
+    let builder = || tiny().memory(32 << 20).background_threads(0);
+    {
+        let db = builder().open(dir.path())?;
+        let keyspace = db.keyspace("default")?;
+        for i in 0..10_000u32 {
+            keyspace.insert(key(i), [i as u8; 100])?;
+        }
+        db.compact()?;
+        db.close()?;
+    }
+    let db = builder().open(dir.path())?;
+    let keyspace = db.keyspace("default")?;
+    while db.run_background()? {}
+    for i in 0..17 {
+        assert_eq!(keyspace.get(key(i))?.as_deref(), Some(&[i as u8; 100][..]));
+    }
+    let few = db.stats().index_bytes;
+    while db.run_background()? {}
+    let all = db.stats().index_bytes;
+    assert!(all > 5 * few, "{few} bytes after 17 reads, {all} after background work");
+    for i in 0..10_000u32 {
+        assert_eq!(keyspace.get(key(i))?.as_deref(), Some(&[i as u8; 100][..]));
+    }
+    assert_eq!(db.stats().index_bytes, all);
+    Ok(())
+}
+
+#[test]
 fn a_second_opener_is_told_so_and_can_open_after_the_last_handle_is_gone() -> Done {
     let dir = tempfile::tempdir()?;
     let db = Db::open(dir.path())?;
