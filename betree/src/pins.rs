@@ -3,9 +3,11 @@
 //! A read of a key asks the filter of every run on its path. Through the page cache each costs a lock, a hash table and a reference count; held by
 //! the segment it costs a few loads, which overlap between runs.
 //!
+//! After some reads that missed a block all are read ahead of their use, if all have room: a database just opened is then warm after a moment, and not
+//! after a read of every part of it.
+//!
 //! Invariant `pins.charged_once`: `bytes` is the sum of what segments hold; a block is charged until the last reader of it is gone, also when its segment
-//! went before. After some reads that missed a block all are read ahead of their use, if all have room: a database just opened is then warm after a
-//! moment, and not after a read of every part of it. What is over the limit is let go by [`Pins::trim`], least recently asked first, more or less: one that was asked since the last
+//! went before. What is over the limit is let go by [`Pins::trim`], least recently asked first, more or less: one that was asked since the last
 //! round stays for another. Owned by the database; no locks.
 
 use std::sync::Arc;

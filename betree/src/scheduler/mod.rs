@@ -1,7 +1,8 @@
 //! Which background work is done next, by whom.
 //!
 //! Workers pick tasks under the scheduler's lock (`due`) and carry them out without it. No task recurses into another and no two work on
-//! the same child.
+//! the same child. While the last writes of a task are in flight its worker begins the next one; the claim of the first stands until the tree has its
+//! result, or it failed.
 //!
 //! While the scheduler *squeezes* (`room`), everything pending is due, as when somebody calls `compact`, and every few tasks a
 //! checkpoint. It ends when nothing is left to do. A task that found no space is not tried again before a checkpoint has freed some, or, when
@@ -351,7 +352,7 @@ impl Shared {
             {
                 let mut inner = self.scheduler.inner.lock();
                 if inner.stop {
-                    return;
+                    break;
                 }
                 seen = inner.signals;
                 if let Some(at) = inner.retry_at {
@@ -383,6 +384,7 @@ impl Shared {
                 }
             }
         }
+        self.finish_previous(&mut worker.unfinished, &mut worker.idle);
     }
 
     /// Keeps writers going until told to stop: windows of the log prepared ahead, space promised ahead, the bound on the log's length.
