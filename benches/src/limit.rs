@@ -19,6 +19,13 @@ enum Version {
     V2,
 }
 
+/// Undoes what mimalloc does when it is told to keep off huge pages: it forbids them to the whole process, also to an engine that asks
+/// for them for memory of its own.
+pub fn let_engines_ask_for_huge_pages() {
+    // An old kernel has no such switch, and then nothing was forbidden.
+    let _unknown = nix::sys::prctl::set_thp_disable(false);
+}
+
 /// A control group with a memory limit. Removed when dropped.
 #[derive(Debug)]
 pub struct MemoryGroup {

@@ -56,8 +56,14 @@ impl Shared {
             let mut head = RecordHead::of_batch(first, 1);
             head.message(state.id, message);
             let parts = [head.bytes(), message.key, message.value];
+            // The table's lock is not held while the log waits for memory or the device.
+            let at_once = commit.appender.takes_at_once(head.bytes().len() + bytes);
+            let ready = at_once.then(|| active.table.expect(first, message.key));
             end = self.log(&mut commit, &parts, nature, durability, &[active])?;
-            active.table.apply_one(first, message);
+            match ready {
+                Some(ready) => ready.apply(message),
+                None => active.table.apply_one(first, message),
+            }
             self.charge(&mut commit, active, cost, means);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);

@@ -40,7 +40,7 @@ pub(crate) fn add(filter: &mut [u8], hash: u64) {
 #[inline]
 pub(crate) fn prefetch(filter: &[u8], hash: u64) {
     if let Some(line) = filter.get(line_of(hash, filter.len() / LINE) * LINE..) {
-        crate::prefetch::bytes(line.as_ptr(), 1);
+        betree_storage::prefetch::bytes(line.as_ptr(), 1);
     }
 }
 

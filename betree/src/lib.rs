@@ -34,7 +34,6 @@ mod options;
 mod page;
 mod pins;
 mod poison;
-mod prefetch;
 mod pressure;
 mod readahead;
 mod recovery;

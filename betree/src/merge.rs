@@ -29,13 +29,20 @@ pub(crate) struct Merge<'a> {
     spans: Vec<Spans>,
     has_spans: bool,
     /// Streams with an entry, by (key, newest first).
-    order: Vec<usize>,
+    order: Vec<Ranked>,
     /// How many at the front of `order` the last step used up.
     used: usize,
     /// Result of folding.
     folded: Vec<u8>,
     folded_key: Vec<u8>,
     done: Vec<IoCompletion>,
+}
+
+/// A stream with the head of its current key.
+#[derive(Copy, Clone)]
+struct Ranked {
+    head: u64,
+    stream: usize,
 }
 
 /// Where the message of a step is.
@@ -90,11 +97,12 @@ impl<'a> Merge<'a> {
         }
         for i in 0..merge.streams.len() {
             if merge.refill(i)? {
-                merge.order.push(i);
+                let at = merge.order.len();
+                merge.order.push(Ranked { head: merge.streams[i].head, stream: i });
+                merge.order[..=at].rotate_right(1);
+                merge.sink(0);
             }
         }
-        let streams = &merge.streams;
-        merge.order.sort_by(|&a, &b| compare(streams, a, b));
         Ok(merge)
     }
 
@@ -118,25 +126,20 @@ impl<'a> Merge<'a> {
             self.consume()?;
             let Some(&first) = self.order.first() else { return Ok(None) };
             self.used = 1;
-            while self.used < self.order.len() && self.same_key(first, self.order[self.used]) {
+            while let Some(next) = self.order.get(self.used)
+                && next.head == first.head
+                && self.streams[next.stream].key == self.streams[first.stream].key
+            {
                 self.used += 1;
             }
-            match self.resolve(first)? {
+            match self.resolve(first.stream)? {
                 Outcome::Nothing => {}
-                Outcome::Stream(i) => {
-                    let entry = self.streams[i].entry();
-                    return entry.map(Some).ok_or_else(|| lost(self.pager));
-                }
+                Outcome::Stream(i) => return Ok(Some(self.streams[i].entry())),
                 Outcome::Folded(kind) => {
                     return Ok(Some(MessageRef { kind, key: &self.folded_key, value: &self.folded }));
                 }
             }
         }
-    }
-
-    fn same_key(&self, a: usize, b: usize) -> bool {
-        let (a, b) = (&self.streams[a], &self.streams[b]);
-        a.head == b.head && a.key == b.key
     }
 
     /// Whether a span newer than stream `i` covers its current key.
@@ -150,8 +153,7 @@ impl<'a> Merge<'a> {
             // Everything older is covered as well; the span itself stays with the run.
             return Ok(Outcome::Nothing);
         }
-        let kind = self.streams[first].kind().ok_or_else(|| lost(self.pager))?;
-        match kind {
+        match self.streams[first].kind {
             Kind::Put => Ok(Outcome::Stream(first)),
             Kind::Delete if self.bottom => Ok(Outcome::Nothing),
             Kind::Delete => Ok(Outcome::Stream(first)),
@@ -176,16 +178,16 @@ impl<'a> Merge<'a> {
             });
         };
         let key = self.streams[first].key.clone();
-        let mut list = self.streams[first].entry().ok_or_else(|| lost(self.pager))?.value.to_vec();
+        let mut list = self.streams[first].entry().value.to_vec();
         let mut base: Option<Option<Vec<u8>>> = None;
         let mut passed = first;
-        for &i in &self.order[1..self.used] {
+        for &Ranked { stream: i, .. } in &self.order[1..self.used] {
             if self.has_spans && self.spans[passed..i].iter().any(|s| s.contains(&key)) {
                 base = Some(None);
                 break;
             }
             passed = i;
-            let entry = self.streams[i].entry().ok_or_else(|| lost(self.pager))?;
+            let entry = self.streams[i].entry();
             match entry.kind {
                 Kind::Put => base = Some(Some(entry.value.to_vec())),
                 Kind::Delete | Kind::RangeDelete => base = Some(None),
@@ -221,20 +223,37 @@ impl<'a> Merge<'a> {
     fn consume(&mut self) -> Result<()> {
         while self.used > 0 {
             self.used -= 1;
-            let i = self.order[self.used];
+            let i = self.order[self.used].stream;
             if !self.streams[i].advance(self.pager)? && !self.refill(i)? {
                 self.order.remove(self.used);
                 continue;
             }
-            let mut at = self.used;
-            while at + 1 < self.order.len()
-                && compare(&self.streams, self.order[at], self.order[at + 1]) == Ordering::Greater
-            {
-                self.order.swap(at, at + 1);
-                at += 1;
-            }
+            self.order[self.used].head = self.streams[i].head;
+            self.sink(self.used);
         }
         Ok(())
+    }
+
+    /// Moves the stream at `at` behind those that come before it. REQUIRES that those behind it are in order.
+    #[inline]
+    fn sink(&mut self, mut at: usize) {
+        let moved = self.order[at];
+        while let Some(&next) = self.order.get(at + 1)
+            && (next.head < moved.head || next.head == moved.head && self.precedes(next.stream, moved.stream))
+        {
+            self.order[at] = next;
+            at += 1;
+        }
+        self.order[at] = moved;
+    }
+
+    /// Whether stream `a` comes before `b`, which has the same head.
+    fn precedes(&self, a: usize, b: usize) -> bool {
+        match self.streams[a].key.cmp(&self.streams[b].key) {
+            Ordering::Less => true,
+            Ordering::Equal => a < b,
+            Ordering::Greater => false,
+        }
     }
 
     /// Brings stream `i` to the first entry of its next part; false when there is none.
@@ -271,12 +290,6 @@ impl Drop for Merge<'_> {
             self.io.recycle(buf);
         }
     }
-}
-
-#[inline]
-fn compare(streams: &[RunStream], a: usize, b: usize) -> Ordering {
-    let (x, y) = (&streams[a], &streams[b]);
-    x.head.cmp(&y.head).then_with(|| x.key.cmp(&y.key)).then(a.cmp(&b))
 }
 
 /// An entry that decoded when its stream moved to it no longer does: memory was changed under us.

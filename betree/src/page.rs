@@ -23,7 +23,7 @@ use std::cmp::Ordering;
 
 use crate::headed::head_of;
 use crate::message::{Kind, MessageRef, get_varint};
-use crate::prefetch;
+use betree_storage::prefetch;
 
 /// Bytes before the prefix.
 pub(crate) const HEADER: usize = 16;
@@ -67,6 +67,12 @@ impl<'a> PageRef<'a> {
             return None;
         }
         Some(PageRef { bytes, count, prefix })
+    }
+
+    /// A page that [`PageRef::new`] has accepted, with its count and the length of its prefix. Another page gives wrong entries, or none.
+    #[inline]
+    pub(crate) fn again(bytes: &'a [u8], count: usize, prefix: usize) -> Self {
+        PageRef { bytes, count, prefix: bytes.get(HEADER..HEADER + prefix).unwrap_or_default() }
     }
 
     #[inline]
@@ -243,8 +249,23 @@ fn put_varint_at(out: &mut [u8], mut at: usize, mut value: usize) -> usize {
 }
 
 /// Length of the common prefix.
+#[inline]
 pub(crate) fn common_prefix(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
+    let mut words = a.chunks_exact(8).zip(b.chunks_exact(8)).map(|(x, y)| {
+        let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |word| u64::from_le_bytes(*word));
+        word(x) ^ word(y)
+    });
+    let (mut equal, mut differ) = (0, 0);
+    while differ == 0
+        && let Some(difference) = words.next()
+    {
+        differ = difference;
+        equal += 8;
+    }
+    if differ != 0 {
+        return equal - 8 + differ.trailing_zeros() as usize / 8;
+    }
+    equal + a[equal..].iter().zip(&b[equal..]).take_while(|(x, y)| x == y).count()
 }
 
 impl PageBuilder {

@@ -3,6 +3,7 @@
 //!
 //! A [`RunStream`] yields the entries of one run with keys in `low..high`, ascending. Owned by one merge in one thread.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use betree_pager::{Pager, PagerIo};
@@ -72,15 +73,18 @@ pub(crate) struct RunStream {
     base: u32,
     arrived: Option<AlignedBuf>,
     requested: usize,
-    /// The current page: its index in the segment and its place in `buf`.
+    /// The current page: its index in the segment, its place in `buf`, how long its prefix is and how many entries it has.
     page: usize,
     start: usize,
     end: usize,
-    index: usize,
+    prefix: usize,
     count: usize,
-    /// The current key, and its first eight bytes as a big-endian number.
+    /// The current entry: its index in the page, its key with the first eight bytes as a big-endian number, its kind, the place of its value in `buf`.
+    index: usize,
     pub key: Vec<u8>,
     pub head: u64,
+    pub kind: Kind,
+    value: Range<usize>,
     valid: bool,
 }
 
@@ -128,10 +132,13 @@ impl RunStream {
             page: 0,
             start: 0,
             end: 0,
-            index: 0,
+            prefix: 0,
             count: 0,
+            index: 0,
             key: Vec::new(),
             head: 0,
+            kind: Kind::Put,
+            value: 0..0,
             valid: false,
         })
     }
@@ -173,15 +180,8 @@ impl RunStream {
 
     /// The current entry. REQUIRES [`RunStream::valid`].
     #[inline]
-    pub(crate) fn entry(&self) -> Option<MessageRef<'_>> {
-        let page = PageRef::new(&self.buf[self.start..self.end])?;
-        let entry = page.entry(self.index)?;
-        Some(MessageRef { kind: entry.kind, key: &self.key, value: entry.value })
-    }
-
-    /// Kind of the current entry.
-    pub(crate) fn kind(&self) -> Option<Kind> {
-        self.entry().map(|e| e.kind)
+    pub(crate) fn entry(&self) -> MessageRef<'_> {
+        MessageRef { kind: self.kind, key: &self.key, value: &self.buf[self.value.clone()] }
     }
 
     /// Moves to the next entry. False: the part read so far is used up; call [`RunStream::next_part`].
@@ -246,17 +246,24 @@ impl RunStream {
         let bytes = &self.buf[start..start + place.len as usize];
         pager.verify(bytes, part.segment.extent.offset() + u64::from(place.at), place.crc)?;
         let page = PageRef::new(bytes).ok_or_else(|| self.lie())?;
+        self.key.clear();
+        self.key.extend_from_slice(page.prefix());
+        (self.prefix, self.count) = (page.prefix().len(), page.count());
         (self.start, self.end) = (start, start + place.len as usize);
-        (self.index, self.count) = (0, page.count());
+        self.index = 0;
         Ok(())
     }
 
     #[inline]
     fn load_entry(&mut self) -> Result<()> {
-        let page = PageRef::new(&self.buf[self.start..self.end]);
-        let Some(_) = page.and_then(|p| p.key_into(self.index, &mut self.key)) else {
-            return Err(self.lie());
-        };
+        let page = PageRef::again(&self.buf[self.start..self.end], self.count, self.prefix);
+        let Some(entry) = page.entry(self.index) else { return Err(self.lie()) };
+        // What is before the suffix is the prefix, since the page was opened.
+        self.key.truncate(self.prefix);
+        self.key.extend_from_slice(entry.suffix);
+        self.kind = entry.kind;
+        let value_at = self.start + entry.value_at;
+        self.value = value_at..value_at + entry.value.len();
         self.head = head_of(&self.key);
         self.valid = true;
         if self.parts[self.part].at_edge && self.high.as_ref().is_some_and(|h| self.key >= *h) {

@@ -12,7 +12,9 @@ mod error;
 mod file;
 mod latch;
 mod portable;
+pub mod prefetch;
 pub mod primitives;
+mod region;
 mod sys;
 #[cfg(target_os = "linux")]
 mod uring;
@@ -26,6 +28,7 @@ pub use buf::{ALIGN, AlignedBuf, BufPool};
 pub use disk::{Backend, DiskStorage, LOCK_FILE};
 pub use error::{Error, Result};
 pub use latch::SyncLatch;
+pub use region::{HUGE_PAGE, Region};
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,7 +10,7 @@
 
 #[cfg(not(feature = "shuttle"))]
 mod real {
-    pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock};
+    pub use parking_lot::{Condvar, Mutex, MutexGuard, RwLock, RwLockWriteGuard};
     pub use std::sync::atomic;
     pub use std::thread;
 
@@ -34,6 +34,7 @@ mod model {
     use std::sync::{PoisonError, TryLockError};
     use std::time::{Duration, Instant};
 
+    pub use shuttle::sync::RwLockWriteGuard;
     pub use shuttle::sync::atomic;
     pub use shuttle::thread;
 

@@ -12,7 +12,7 @@ use std::io;
 
 use memmap2::{MmapOptions, MmapRaw};
 
-use crate::Window;
+use crate::{Window, prefetch};
 
 /// What a page table of the processor covers, on the machines that this is tuned for.
 const TABLE: u64 = 2 << 20;
@@ -71,5 +71,6 @@ impl Window for MappedWindow {
         unsafe {
             self.map.as_mut_ptr().add(self.start + at).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
         }
+        prefetch::append(self.map.as_mut_ptr().wrapping_add(self.start + at + bytes.len()));
     }
 }

@@ -88,16 +88,27 @@ impl Appender {
         self.append_as(parts, Claim::Reserved)
     }
 
+    /// Whether a record of `len` bytes would be appended now by no more than copies to memory.
+    #[inline]
+    #[must_use]
+    pub fn takes_at_once(&self, len: usize) -> bool {
+        self.is_plain(len, self.shared.durable.load(Ordering::Relaxed), Claim::Ordinary)
+    }
+
+    #[inline]
+    fn is_plain(&self, len: usize, durable: u64, claim: Claim) -> bool {
+        durable == self.marked
+            && len <= SMALL - FRAME_HEADER
+            && FRAME_HEADER + len <= self.window_len - self.at
+            && !self.shared.poisoned.load(Ordering::Relaxed)
+            && (claim == Claim::Reserved || !self.shared.reserve_missing.load(Ordering::Relaxed))
+    }
+
     #[inline]
     fn append_as(&mut self, parts: &[&[u8]], claim: Claim) -> Result<Lsn> {
         let len: usize = parts.iter().map(|part| part.len()).sum();
         let durable = self.shared.durable.load(Ordering::Relaxed);
-        if durable != self.marked
-            || len > SMALL - FRAME_HEADER
-            || FRAME_HEADER + len > self.window_len - self.at
-            || self.shared.poisoned.load(Ordering::Relaxed)
-            || (self.shared.reserve_missing.load(Ordering::Relaxed) && claim == Claim::Ordinary)
-        {
+        if !self.is_plain(len, durable, claim) {
             return self.append_slow(parts, len as u64, durable, claim);
         }
         let header = FrameHeader { lsn: Lsn(self.lsn), kind: Kind::Full, mark: None, len };

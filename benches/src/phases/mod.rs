@@ -224,6 +224,7 @@ pub fn run_one(spec: &str) -> Result<()> {
     if let Some(entrance) = &spec.group {
         limit::enter(entrance)?;
     }
+    limit::let_engines_ask_for_huge_pages();
     let result = run(&spec).with_context(|| format!("{}, {}", spec.engine, spec.phase))?;
     Event::Finished(Box::new(result)).send()
 }

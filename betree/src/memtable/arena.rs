@@ -19,11 +19,10 @@
     reason = "readers share chunks with the one writer that appends behind the published length"
 )]
 
-use std::cell::UnsafeCell;
-use std::mem::MaybeUninit;
 use std::ptr;
 use std::sync::{Arc, OnceLock};
 
+use betree_storage::Region;
 use betree_storage::primitives::atomic::{AtomicUsize, Ordering};
 use betree_storage::primitives::point;
 use bytes::Bytes;
@@ -31,8 +30,8 @@ use bytes::Bytes;
 use super::large::LargeValues;
 use super::pool::ArenaPool;
 use crate::message::{Kind, MessageRef};
-use crate::prefetch;
 use crate::types::{MAX_KEY_LEN, Seqno};
+use betree_storage::prefetch;
 
 /// Values of this many bytes or more are kept outside the arena, so that readers share instead of copying them.
 pub(super) const LARGE: usize = 16 * 1024;
@@ -83,21 +82,17 @@ impl<'a> Entry<'a> {
 }
 
 /// A piece of an arena. Its memory may have been another arena's before.
+///
+/// Bytes below `len` are only read, bytes from `len` on are only touched by the one ArenaWriter (`&mut self` in push), and `len` moves with
+/// release/acquire after the bytes are written.
 pub(super) struct Chunk {
-    bytes: Box<[UnsafeCell<MaybeUninit<u8>>]>,
+    bytes: Region,
     len: AtomicUsize,
 }
 
-// SAFETY: bytes below `len` are only read, bytes from `len` on are only touched by the one ArenaWriter (`&mut self` in
-// push), and `len` moves with release/acquire after the bytes are written.
-unsafe impl Sync for Chunk {}
-
 impl Chunk {
     pub(super) fn new(size: usize) -> Chunk {
-        let bytes = Box::<[UnsafeCell<MaybeUninit<u8>>]>::new_uninit_slice(size);
-        // SAFETY: an UnsafeCell<MaybeUninit<u8>> has no invalid state, so uninitialised memory is a valid one.
-        let bytes = unsafe { bytes.assume_init() };
-        Chunk { bytes, len: AtomicUsize::new(0) }
+        Chunk { bytes: Region::new(size), len: AtomicUsize::new(0) }
     }
 
     pub(super) fn size(&self) -> usize {
@@ -114,7 +109,7 @@ impl Chunk {
     fn published(&self, start: usize) -> &[u8] {
         let len = self.len.load(Ordering::Acquire);
         assert!(start <= len, "arena.published_is_written: read at {start} of {len}");
-        let from = UnsafeCell::raw_get(self.bytes.as_ptr()).cast::<u8>();
+        let from = self.bytes.as_mut_ptr();
         // SAFETY: start..len lies in the allocation and is initialised and frozen (arena.published_is_written, acquired
         // with `len`), so a shared slice of it may live as long as the chunk.
         unsafe { std::slice::from_raw_parts(from.add(start), len - start) }
@@ -230,7 +225,7 @@ impl Arena {
     pub(super) fn prefetch(&self, loc: Loc) {
         let (chunk, start) = self.locate(loc);
         if let Some(chunk) = self.chunks[chunk].get() {
-            prefetch::bytes(chunk.bytes.as_ptr().cast::<u8>().wrapping_add(start), PREFETCH);
+            prefetch::bytes(chunk.bytes.as_mut_ptr().wrapping_add(start), PREFETCH);
         }
     }
 }
@@ -273,12 +268,13 @@ impl ArenaWriter {
         // SAFETY: used..used+need lies in the chunk (checked against chunk_size above, the chunk's allocated length) and
         // behind its published length, where only this writer (`&mut self`, one per arena) touches bytes.
         unsafe {
-            let to = UnsafeCell::raw_get(chunk.bytes.as_ptr()).cast::<u8>().add(self.used);
+            let to = chunk.bytes.as_mut_ptr().add(self.used);
             // The last unit first: whatever of it the value leaves is the padding.
             to.add(need - 8).cast::<[u8; 8]>().write([0; 8]);
             ptr::copy_nonoverlapping(header.as_ptr(), to, HEADER);
             ptr::copy_nonoverlapping(key.as_ptr(), to.add(HEADER), key.len());
             ptr::copy_nonoverlapping(stored.as_ptr(), to.add(HEADER + key.len()), stored.len());
+            prefetch::append(to.wrapping_add(need));
         }
         self.used += need;
         self.total += need;

@@ -25,14 +25,14 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use betree_storage::primitives::RwLock;
+use betree_storage::primitives::{RwLock, RwLockWriteGuard};
 use bytes::Bytes;
 
 use arena::{Arena, ArenaWriter, Entry, Loc};
 pub(crate) use cursor::MemCursor;
 pub(crate) use pool::ArenaPool;
 use range_deletes::RangeDeletes;
-use tree::Tree;
+use tree::{Tree, Way};
 
 use crate::message::{Kind, MessageRef};
 use crate::operator::MergeOperator;
@@ -95,7 +95,7 @@ impl Memtable {
             while stretch < STRETCH
                 && let Some((seqno, message)) = messages.next()
             {
-                self.add(&mut state, seqno, message);
+                self.add(&mut state, seqno, message, None);
                 stretch += 1;
             }
             self.bytes.store(state.bytes(), Ordering::Relaxed);
@@ -107,12 +107,18 @@ impl Memtable {
 
     /// Adds one message. REQUIRES as for [`Memtable::apply`].
     pub(crate) fn apply_one(&self, seqno: Seqno, message: MessageRef<'_>) {
-        let mut state = self.state.write();
-        self.add(&mut state, seqno, message);
-        self.bytes.store(state.bytes(), Ordering::Relaxed);
+        self.expect(seqno, message.key).apply(message);
     }
 
-    fn add(&self, state: &mut State, seqno: Seqno, message: MessageRef<'_>) {
+    /// Gets ready for one message, whose place the processor then fetches while the caller does something else.
+    #[inline]
+    pub(crate) fn expect(&self, seqno: Seqno, key: &[u8]) -> Expecting<'_> {
+        let state = self.state.write();
+        let way = state.tree.way(&self.arena, key, seqno);
+        Expecting { table: self, state, seqno, way }
+    }
+
+    fn add(&self, state: &mut State, seqno: Seqno, message: MessageRef<'_>, way: Option<&Way>) {
         // Relaxed: the one writer reads its own stores, and readers of the counters need no order with the content.
         assert!(seqno.0 > self.last.load(Ordering::Relaxed), "memtable: Seqno {seqno} does not ascend");
         match message.kind {
@@ -123,7 +129,13 @@ impl Memtable {
                     "memtable: Merge without operator"
                 );
                 let loc = state.writer.push(seqno, message);
-                state.tree.insert(&self.arena, loc, message.key, seqno);
+                match way {
+                    Some(way) => state.tree.insert(&self.arena, loc, message.key, seqno, way),
+                    None => {
+                        let way = state.tree.way(&self.arena, message.key, seqno);
+                        state.tree.insert(&self.arena, loc, message.key, seqno, &way);
+                    }
+                }
             }
         }
         self.len.store(self.len.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
@@ -196,6 +208,23 @@ impl Memtable {
     /// The table as of `at`; the cursor stands nowhere until a seek.
     pub(crate) fn cursor(self: &Arc<Self>, at: Seqno) -> MemCursor {
         MemCursor::new(self.clone(), at)
+    }
+}
+
+/// A memtable that waits for one message, locked: readers wait as well, so what the caller does meanwhile must be short.
+pub(crate) struct Expecting<'a> {
+    table: &'a Memtable,
+    state: RwLockWriteGuard<'a, State>,
+    seqno: Seqno,
+    way: Way,
+}
+
+impl Expecting<'_> {
+    /// Adds the message. REQUIRES the key that was announced, and as for [`Memtable::apply`].
+    #[inline]
+    pub(crate) fn apply(mut self, message: MessageRef<'_>) {
+        self.table.add(&mut self.state, self.seqno, message, Some(&self.way));
+        self.table.bytes.store(self.state.bytes(), Ordering::Relaxed);
     }
 }
 

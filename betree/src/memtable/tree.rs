@@ -8,8 +8,8 @@
 
 use super::arena::{Arena, Loc};
 use super::slots::Slots;
-use crate::prefetch;
 use crate::types::Seqno;
+use betree_storage::prefetch;
 
 /// Slots of a leaf.
 pub(super) const LEAF: usize = 64;
@@ -90,6 +90,12 @@ impl Node {
     }
 }
 
+/// Levels of inner nodes that a [`Way`] remembers: enough for any memtable that an arena can hold.
+const LEVELS: usize = 6;
+
+/// The way from the root down to a leaf: which child to take at each level.
+pub(super) struct Way([u16; LEVELS]);
+
 /// What a split adds to the parent: the first entry of the new right-hand node, and that node.
 struct Split {
     separator: Loc,
@@ -101,6 +107,7 @@ struct Insertion<'a> {
     key: &'a [u8],
     seqno: Seqno,
     loc: Loc,
+    way: &'a Way,
     added_bytes: usize,
 }
 
@@ -139,10 +146,27 @@ impl Tree {
         Place { leaf, at: leaf.len(), left: None, right: None }
     }
 
-    /// Adds the entry at `loc`. REQUIRES an entry with another Seqno than those of its key in the tree.
-    pub(super) fn insert(&mut self, arena: &Arena, loc: Loc, key: &[u8], seqno: Seqno) {
-        let mut insertion = Insertion { arena, key, seqno, loc, added_bytes: 0 };
-        if let Some(split) = insertion.insert_in_node(&mut self.root, true) {
+    /// The way to the leaf for an entry. Asks the processor for the leaf.
+    pub(super) fn way(&self, arena: &Arena, key: &[u8], seqno: Seqno) -> Way {
+        let mut way = Way([0; LEVELS]);
+        let mut node = &self.root;
+        for child in &mut way.0 {
+            let Node::Inner(inner) = node else { break };
+            let i = inner.separators.lower_bound(arena, key, seqno);
+            // At most FANOUT.
+            *child = i as u16;
+            node = &inner.children[i];
+        }
+        if let Node::Leaf(leaf) = node {
+            prefetch::value(&**leaf);
+        }
+        way
+    }
+
+    /// Adds the entry at `loc`. REQUIRES an entry with another Seqno than those of its key in the tree, and the way to its leaf in the tree as it is.
+    pub(super) fn insert(&mut self, arena: &Arena, loc: Loc, key: &[u8], seqno: Seqno, way: &Way) {
+        let mut insertion = Insertion { arena, key, seqno, loc, way, added_bytes: 0 };
+        if let Some(split) = insertion.insert_in_node(&mut self.root, 0, true) {
             let old = std::mem::replace(&mut self.root, split.right);
             let mut inner = Inner::new();
             inner.children.push(old);
@@ -166,21 +190,23 @@ impl Inner {
 }
 
 impl Insertion<'_> {
-    /// `rightmost`: nothing lies to the right of `node`.
-    fn insert_in_node(&mut self, node: &mut Node, rightmost: bool) -> Option<Split> {
+    /// `depth`: the level of `node` below the root; `rightmost`: nothing lies to the right of it.
+    fn insert_in_node(&mut self, node: &mut Node, depth: usize, rightmost: bool) -> Option<Split> {
         match node {
             Node::Leaf(leaf) => self.insert_in_leaf(leaf, rightmost),
             Node::Inner(inner) => {
-                let i = inner.separators.lower_bound(self.arena, self.key, self.seqno);
+                let i = match self.way.0.get(depth) {
+                    Some(&i) => usize::from(i),
+                    None => inner.separators.lower_bound(self.arena, self.key, self.seqno),
+                };
                 let rightmost = rightmost && i + 1 == inner.children.len();
-                let split = self.insert_in_node(&mut inner.children[i], rightmost)?;
+                let split = self.insert_in_node(&mut inner.children[i], depth + 1, rightmost)?;
                 self.insert_in_inner(inner, i, split, rightmost)
             }
         }
     }
 
     fn insert_in_leaf(&mut self, leaf: &mut Leaf, rightmost: bool) -> Option<Split> {
-        prefetch::value(leaf);
         let at = leaf.lower_bound(self.arena, self.key, self.seqno);
         if !leaf.is_full() {
             leaf.insert(self.arena, at, self.key, self.loc);

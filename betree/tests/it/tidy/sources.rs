@@ -8,9 +8,9 @@ use super::{LAYERS, code, has_word, none, other_sources, read, sources};
 const UNSAFE: [&str; 8] = [
     "benches/src/engines/lmdb.rs",
     "betree/src/memtable/arena.rs",
-    "betree/src/prefetch.rs",
     "fuzz/src/allocation.rs",
     "storage/src/buf.rs",
+    "storage/src/prefetch.rs",
     "storage/src/sys.rs",
     "storage/src/uring.rs",
     "storage/src/window.rs",
