@@ -30,8 +30,10 @@ pub const fn mix(mut x: u64) -> u64 {
 
 /// The inverse of [`mix`].
 pub const fn unmix(mut x: u64) -> u64 {
-    x = undo_shift(x, 31).wrapping_mul(inverse(MULTIPLIER_2));
-    x = undo_shift(x, 27).wrapping_mul(inverse(MULTIPLIER_1));
+    const INVERSE_1: u64 = inverse(MULTIPLIER_1);
+    const INVERSE_2: u64 = inverse(MULTIPLIER_2);
+    x = undo_shift(x, 31).wrapping_mul(INVERSE_2);
+    x = undo_shift(x, 27).wrapping_mul(INVERSE_1);
     undo_shift(x, 30)
 }
 
@@ -177,16 +179,15 @@ impl Records {
     ///
     /// Half of it is noise and half is one byte repeated, so that a compressor gets about 2:1.
     pub fn append_value(&self, number: u64, version: u64, out: &mut Vec<u8>) {
+        let (noise, mut random) = self.noise(number, version);
         let start = out.len();
-        let version_len = VERSION_LEN.min(self.value_len);
-        out.extend_from_slice(&version.to_le_bytes()[..version_len]);
-        let noise = (self.value_len / 2).max(version_len);
-        let mut random = self.value_noise(number, version);
-        while out.len() - start < noise {
-            let word = random.next_u64().to_le_bytes();
-            let missing = noise - (out.len() - start);
-            out.extend_from_slice(&word[..missing.min(8)]);
+        out.extend_from_slice(&version.to_le_bytes()[..VERSION_LEN.min(self.value_len)]);
+        let mut left = noise;
+        while left >= 8 {
+            out.extend_from_slice(&random.next_u64().to_le_bytes());
+            left -= 8;
         }
+        out.extend_from_slice(&random.next_u64().to_le_bytes()[..left]);
         let filler = random.next_u64() as u8;
         out.resize(start + self.value_len, filler);
     }
@@ -196,23 +197,41 @@ impl Records {
         if value.len() != self.value_len {
             return false;
         }
-        let version_len = VERSION_LEN.min(self.value_len);
-        let mut version = [0; VERSION_LEN];
-        version[..version_len].copy_from_slice(&value[..version_len]);
-        let noise = (self.value_len / 2).max(version_len);
-        let mut random = self.value_noise(number, u64::from_le_bytes(version));
-        for chunk in value[version_len..noise].chunks(8) {
-            if chunk != &random.next_u64().to_le_bytes()[..chunk.len()] {
-                return false;
-            }
+        let (version, rest) = value.split_at(VERSION_LEN.min(value.len()));
+        let (noise, mut random) = self.noise(number, word(version));
+        let (noise, filling) = rest.split_at(noise);
+        // Differences are gathered instead of looked at one by one: this check is part of what every engine's reads take.
+        let mut words = noise.chunks_exact(8);
+        let mut different = 0;
+        for chunk in &mut words {
+            different |= word(chunk) ^ random.next_u64();
         }
+        let last = random.next_u64().to_le_bytes();
         let filler = random.next_u64() as u8;
-        value[noise..].iter().all(|&byte| byte == filler)
+        let filled = [filler; 8];
+        let mut fillers = filling.chunks_exact(8);
+        for chunk in &mut fillers {
+            different |= word(chunk) ^ u64::from_le_bytes(filled);
+        }
+        let (noise, filling) = (words.remainder(), fillers.remainder());
+        different == 0 && *noise == last[..noise.len()] && *filling == filled[..filling.len()]
     }
 
-    fn value_noise(&self, number: u64, version: u64) -> Random {
-        Random::new(number ^ version.rotate_left(32) ^ self.seed.rotate_left(17))
+    /// Bytes of noise behind the version, and where they come from.
+    fn noise(&self, number: u64, version: u64) -> (usize, Random) {
+        let version_len = VERSION_LEN.min(self.value_len);
+        let noise = (self.value_len / 2).max(version_len) - version_len;
+        (noise, Random::new(number ^ version.rotate_left(32) ^ self.seed.rotate_left(17)))
     }
+}
+
+/// Up to eight bytes as a number.
+#[inline]
+fn word(bytes: &[u8]) -> u64 {
+    if let Some(word) = bytes.first_chunk() {
+        return u64::from_le_bytes(*word);
+    }
+    bytes.iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
 }
 
 /// Records that are written together, in memory that is used again.

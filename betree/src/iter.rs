@@ -149,13 +149,12 @@ impl Iter {
         if !walk.step()? {
             return Ok(false);
         }
-        let Some((key, value)) = walk.found() else { return Ok(false) };
+        let Some((key, _)) = walk.found() else { return Ok(false) };
         // Neither side gives what the other one gave.
         let inside = met.is_none_or(|met| match direction {
             Direction::Forward => key < met,
             Direction::Backward => key > met,
         });
-        self.taken += (key.len() + value.len()) as u64;
         Ok(inside)
     }
 
@@ -194,8 +193,20 @@ impl Iter {
     /// # Errors
     /// Those of the device, and damage found on the way.
     pub fn next_record(&mut self) -> Result<Option<(&[u8], &[u8])>> {
-        let there = self.advance(Direction::Forward)?;
-        Ok(if there { self.front.as_ref().and_then(Walk::found) } else { None })
+        let there = match &mut self.front {
+            // The other side has taken nothing.
+            Some(walk) if self.back.is_none() => {
+                let stepped = walk.step();
+                if !matches!(stepped, Ok(true)) {
+                    (self.ended, self.front) = (true, None);
+                }
+                stepped?
+            }
+            _ => self.advance(Direction::Forward)?,
+        };
+        let record = self.front.as_ref().filter(|_| there).and_then(Walk::found);
+        self.taken += record.map_or(0, bytes);
+        Ok(record)
     }
 
     /// The next record in descending order, as [`Iter::next_record`].
@@ -204,8 +215,14 @@ impl Iter {
     /// As there.
     pub fn next_record_back(&mut self) -> Result<Option<(&[u8], &[u8])>> {
         let there = self.advance(Direction::Backward)?;
-        Ok(if there { self.back.as_ref().and_then(Walk::found) } else { None })
+        let record = self.back.as_ref().filter(|_| there).and_then(Walk::found);
+        self.taken += record.map_or(0, bytes);
+        Ok(record)
     }
+}
+
+fn bytes((key, value): (&[u8], &[u8])) -> u64 {
+    (key.len() + value.len()) as u64
 }
 
 fn owned((key, value): (&[u8], &[u8])) -> (Bytes, Bytes) {

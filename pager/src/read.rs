@@ -207,8 +207,8 @@ impl Pager {
         self.0.buffers.put(buf);
     }
 
-    /// Verifies a page that was read and caches it.
-    fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
+    /// The page in `bytes`, which were read from its place: verified, and cached if it is to be kept.
+    pub fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
         self.verify(bytes, want.file_offset(), want.expected)?;
         let page = Page::copy_of(bytes, want.kind);
         if want.keep {

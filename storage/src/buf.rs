@@ -1,8 +1,8 @@
-//! Aligned buffers: the memory that direct I/O reads into and writes from, and a pool that recycles it.
+//! Aligned buffers: the memory that direct I/O reads into and writes from.
 //!
 //! Invariants: the address of an [`AlignedBuf`] is a multiple of [`ALIGN`], even of an empty one; every byte up to its
 //! capacity is initialised from the moment it exists, so that shrinking and growing within the capacity are safe.
-//! Called by every crate that does I/O. The pool holds one short mutex per size class and nothing under it.
+//! Called by every crate that does I/O. No lock.
 
 #![allow(unsafe_code, reason = "owns raw allocations: standard containers cannot be given an alignment")]
 
@@ -10,9 +10,9 @@ use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::Arc;
 
-use parking_lot::Mutex;
+use crate::Region;
 
 /// The alignment of buffers, offsets and lengths for direct I/O.
 pub const ALIGN: usize = 4096;
@@ -23,14 +23,16 @@ struct Aligned;
 
 const _: () = assert!(align_of::<Aligned>() == ALIGN);
 
-/// A heap buffer aligned to [`ALIGN`].
+/// A buffer aligned to [`ALIGN`], from the heap or part of a [`Region`].
 pub struct AlignedBuf {
     ptr: NonNull<u8>,
     len: usize,
     capacity: usize,
+    /// What it is a part of; nobody else has the same part.
+    region: Option<Arc<Region>>,
 }
 
-// SAFETY: the buffer owns its allocation exclusively and has no thread affinity.
+// SAFETY: the buffer owns its allocation or its part of a region exclusively, and neither has thread affinity.
 unsafe impl Send for AlignedBuf {}
 // SAFETY: shared access hands out `&[u8]` only.
 unsafe impl Sync for AlignedBuf {}
@@ -39,7 +41,7 @@ impl AlignedBuf {
     /// A buffer without memory.
     #[must_use]
     pub const fn empty() -> Self {
-        Self { ptr: NonNull::<Aligned>::dangling().cast(), len: 0, capacity: 0 }
+        Self { ptr: NonNull::<Aligned>::dangling().cast(), len: 0, capacity: 0, region: None }
     }
 
     /// A buffer of `len` zero bytes. Its capacity is `len` rounded up to [`ALIGN`].
@@ -56,7 +58,25 @@ impl AlignedBuf {
         // SAFETY: the layout's size is not zero, `len` is at least one.
         let raw = unsafe { alloc_zeroed(layout) };
         let Some(ptr) = NonNull::new(raw) else { handle_alloc_error(layout) };
-        Self { ptr, len, capacity }
+        Self { ptr, len, capacity, region: None }
+    }
+
+    /// A region of `count` buffers of `capacity` bytes, which is a multiple of [`ALIGN`].
+    pub(crate) fn parts_of_region(capacity: usize, count: usize) -> (Arc<Region>, Vec<Self>) {
+        assert!(capacity > 0 && capacity.is_multiple_of(ALIGN), "no capacity of a buffer: {capacity}");
+        let region = Arc::new(Region::new(capacity * count));
+        let part = |i: usize| {
+            // SAFETY: offset i * capacity is inside the region, whose address is not null.
+            let ptr = unsafe { NonNull::new_unchecked(region.as_mut_ptr().add(i * capacity)) };
+            Self { ptr, len: capacity, capacity, region: Some(region.clone()) }
+        };
+        let parts = (0..count).map(part).collect();
+        (region, parts)
+    }
+
+    /// Whether it is a part of `region`.
+    pub(crate) fn is_part_of(&self, region: &Arc<Region>) -> bool {
+        self.region.as_ref().is_some_and(|own| Arc::ptr_eq(own, region))
     }
 
     /// A buffer that holds a copy of `bytes`.
@@ -109,8 +129,8 @@ impl AlignedBuf {
 
 impl Drop for AlignedBuf {
     fn drop(&mut self) {
-        if self.capacity != 0 {
-            // SAFETY: allocated in `zeroed` with this very layout; a buffer without capacity never was.
+        if self.capacity != 0 && self.region.is_none() {
+            // SAFETY: allocated in `zeroed` with this very layout; neither a buffer without capacity nor a part of a region ever was.
             unsafe { dealloc(self.ptr.as_ptr(), Self::layout(self.capacity)) }
         }
     }
@@ -120,7 +140,7 @@ impl Deref for AlignedBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: `len <= capacity` initialised bytes owned by self; dangling only with length zero.
+        // SAFETY: `len <= capacity` initialised bytes owned by self (a region is zeroed when it is made); dangling only with length zero.
         unsafe { std::slice::from_raw_parts(self.ptr.as_ptr(), self.len) }
     }
 }
@@ -142,80 +162,6 @@ impl fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AlignedBuf").field("len", &self.len).finish_non_exhaustive()
     }
-}
-
-/// The smallest recycled capacity; smaller buffers are rounded up to it.
-const SMALLEST_CLASS: usize = ALIGN;
-/// Number of size classes: powers of two from 4 KiB to 16 MiB.
-const CLASSES: usize = 13;
-
-/// Recycles buffers, so that large ones are not page-faulted in anew for every request.
-///
-/// Capacities are powers of two from 4 KiB to 16 MiB; larger buffers are never kept.
-pub struct BufPool {
-    classes: [Mutex<Vec<AlignedBuf>>; CLASSES],
-    idle_bytes: AtomicUsize,
-    limit: usize,
-}
-
-impl BufPool {
-    /// A pool that keeps at most `limit` bytes of idle buffers.
-    #[must_use]
-    pub fn new(limit: usize) -> Self {
-        let classes = std::array::from_fn(|_| Mutex::new(Vec::new()));
-        Self { classes, idle_bytes: AtomicUsize::new(0), limit }
-    }
-
-    /// A buffer of `len` bytes whose contents are unspecified.
-    #[must_use]
-    pub fn get(&self, len: usize) -> AlignedBuf {
-        if len == 0 {
-            return AlignedBuf::empty();
-        }
-        let Some((class, capacity)) = class_for(len) else { return AlignedBuf::zeroed(len) };
-        let recycled = self.classes[class].lock().pop();
-        if recycled.is_some() {
-            self.idle_bytes.fetch_sub(capacity, Relaxed);
-        }
-        let mut buf = recycled.unwrap_or_else(|| AlignedBuf::zeroed(capacity));
-        buf.resize_within(len);
-        buf
-    }
-
-    /// Takes a buffer back. One that is not of a size class, or beyond the bound, is freed.
-    pub fn put(&self, buf: AlignedBuf) {
-        let Some((class, capacity)) = class_for(buf.capacity()) else { return };
-        if buf.capacity() != capacity {
-            return;
-        }
-        if self.idle_bytes.fetch_add(capacity, Relaxed) + capacity > self.limit {
-            self.idle_bytes.fetch_sub(capacity, Relaxed);
-            return;
-        }
-        self.classes[class].lock().push(buf);
-    }
-
-    /// Bytes held by idle buffers.
-    #[must_use]
-    pub fn idle_bytes(&self) -> usize {
-        self.idle_bytes.load(Relaxed)
-    }
-}
-
-impl fmt::Debug for BufPool {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("BufPool").field("idle_bytes", &self.idle_bytes()).finish_non_exhaustive()
-    }
-}
-
-/// The size class that holds `len` bytes and its capacity.
-fn class_for(len: usize) -> Option<(usize, usize)> {
-    if len == 0 || len > SMALLEST_CLASS << (CLASSES - 1) {
-        return None;
-    }
-    let capacity = len.next_power_of_two().max(SMALLEST_CLASS);
-    let class = (capacity / SMALLEST_CLASS).trailing_zeros() as usize;
-    Some((class, capacity))
 }
 
 #[cfg(test)]
@@ -249,30 +195,5 @@ mod tests {
     #[should_panic(expected = "over capacity")]
     fn growing_past_the_capacity_panics() {
         AlignedBuf::zeroed(1).resize_within(ALIGN + 1);
-    }
-
-    #[test]
-    fn the_pool_recycles_by_size_class_and_stays_within_its_bound() {
-        let pool = BufPool::new(64 << 10);
-        let mut first = pool.get(60_000);
-        assert_eq!((first.len(), first.capacity()), (60_000, 64 << 10));
-        first[0] = 9;
-        let address = first.as_ptr() as usize;
-        pool.put(first);
-        pool.put(AlignedBuf::zeroed(64 << 10));
-        assert_eq!(pool.idle_bytes(), 64 << 10);
-        let again = pool.get(40_000);
-        assert_eq!((again.as_ptr() as usize, again[0], again.len()), (address, 9, 40_000));
-        assert_eq!(pool.idle_bytes(), 0);
-    }
-
-    #[test]
-    fn the_pool_frees_buffers_of_odd_or_huge_capacity() {
-        let pool = BufPool::new(usize::MAX);
-        pool.put(AlignedBuf::zeroed(3 * ALIGN));
-        pool.put(AlignedBuf::zeroed(32 << 20));
-        pool.put(AlignedBuf::empty());
-        assert_eq!(pool.idle_bytes(), 0);
-        assert_eq!(pool.get(17 << 20).len(), 17 << 20);
     }
 }

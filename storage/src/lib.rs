@@ -11,6 +11,7 @@ mod disk;
 mod error;
 mod file;
 mod latch;
+mod pool;
 mod portable;
 pub mod prefetch;
 pub mod primitives;
@@ -24,10 +25,11 @@ use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-pub use buf::{ALIGN, AlignedBuf, BufPool};
+pub use buf::{ALIGN, AlignedBuf};
 pub use disk::{Backend, DiskStorage, LOCK_FILE};
 pub use error::{Error, Result};
 pub use latch::SyncLatch;
+pub use pool::BufPool;
 pub use region::{HUGE_PAGE, Region};
 
 /// How a file is opened.

@@ -30,7 +30,8 @@ impl<F: Fn(u64) -> bool> Order<F> {
         };
         ensure!((self.known)(number), "row {}: record {number} was never written, or is deleted", self.rows);
         ensure!(self.records.value_matches(number, value), "record {number} has a wrong value");
-        let key = self.records.key(number);
+        // As long as every key, or it would have no number.
+        let key: Key = key.try_into()?;
         ensure!(self.previous.is_none_or(|previous| previous < key), "row {}: keys do not rise", self.rows);
         self.previous = Some(key);
         self.rows += 1;

@@ -8,11 +8,12 @@ use crate::Result;
 use crate::readahead::ReadAhead;
 use crate::segment::PageAt;
 
-/// Bytes of a first chunk, about; the next ones are twice as long as those before.
-pub(super) const FIRST_CHUNK: usize = 64 << 10;
-/// The first chunk of a stream.
-pub(super) const FIRST_OF_STREAM: usize = 256 << 10;
-const LARGEST_CHUNK: usize = 1 << 20;
+/// Bytes on their way ahead of a cursor when its first chunk is asked for, about; twice as many with each chunk that it comes to.
+pub(super) const FIRST_AHEAD: usize = 64 << 10;
+/// The same for a stream.
+pub(super) const FIRST_OF_STREAM: usize = 512 << 10;
+/// Most bytes on their way: with half as many on the way to be read and as many being consumed, the device need not wait.
+const MOST_AHEAD: usize = 2 << 20;
 
 /// Some pages of a segment that lie side by side.
 #[derive(Clone, Debug)]
@@ -21,6 +22,7 @@ pub(super) struct Piece {
     pub pages: Range<usize>,
     /// Where they begin in the extent.
     pub base: u32,
+    pub len: usize,
 }
 
 impl Piece {
@@ -43,7 +45,8 @@ impl RunCursor {
         Ok(())
     }
 
-    /// Asks for pages from `page` on (or up to it, backward) that make up about `chunk_bytes`, none of them beyond the leaf but `page`.
+    /// Asks for pages from `page` on (or up to it, backward) that make up about half of the bytes that may be on their way, none of them beyond the
+    /// leaf but `page`.
     pub(super) fn ask(&mut self, segment: usize, page: usize, reads: &mut ReadAhead) -> Result<()> {
         let other = if segment == self.segment { None } else { self.meta_at_hand(segment) };
         let pages = other.map(|meta| self.pages_of_leaf(segment, meta));
@@ -52,7 +55,8 @@ impl RunCursor {
         let first = self.place_in(segment, meta, page)?;
         let (mut from, mut to) = (page, page + 1);
         let (mut start, mut end) = (first.at, first.at + first.len);
-        while ((end - start) as usize) < self.chunk_bytes {
+        let most = (self.ahead_bytes / 2).max(FIRST_AHEAD);
+        while ((end - start) as usize) < most {
             if self.forward() && to < pages.end && self.worth.contains(&to) {
                 let place = self.place_in(segment, meta, to)?;
                 end = place.at + place.len;
@@ -65,53 +69,65 @@ impl RunCursor {
             }
         }
         // A meta block that lies may have places that do not ascend.
-        let len = end.checked_sub(start).ok_or_else(|| self.lie())?;
-        let ticket = reads.ask(&self.run.segments[segment].extent, start, len as usize)?;
-        self.asked = Some((Piece { segment, pages: from..to, base: start }, ticket));
-        self.chunk_bytes = (self.chunk_bytes * 2).min(LARGEST_CHUNK);
+        let len = end.checked_sub(start).ok_or_else(|| self.lie())? as usize;
+        let ticket = reads.ask(&self.run.segments[segment].extent, start, len)?;
+        self.asked.push_back((Piece { segment, pages: from..to, base: start, len }, ticket));
         Ok(())
     }
 
-    /// Makes the chunk with `page` the current one, and asks for the one after it.
+    /// Makes the chunk with `page` the current one, and asks for those after it.
     fn read_chunk(&mut self, page: usize, reads: &mut ReadAhead) -> Result<()> {
         if let Some((_, old)) = self.chunk.take() {
             reads.recycle(old);
         }
-        if let Some((piece, ticket)) = self.asked.take() {
-            if piece.has(self.segment, page) {
-                self.asked = Some((piece, ticket));
-            } else {
-                reads.give_up(ticket);
-            }
-        }
-        if self.asked.is_none() {
+        self.give_up_before(self.segment, page, reads);
+        if self.asked.is_empty() {
             self.ask(self.segment, page, reads)?;
             reads.kick();
         }
-        if let Some((piece, ticket)) = self.asked.take() {
-            let after = if self.forward() { Some(piece.pages.end) } else { piece.pages.start.checked_sub(1) };
+        if let Some((piece, ticket)) = self.asked.pop_front() {
             self.chunk = reads.take(ticket)?.map(|buf| (piece, buf));
-            self.ask_ahead(after, reads)?;
+            self.ahead_bytes = (self.ahead_bytes * 2).min(MOST_AHEAD);
+            self.ask_ahead(reads)?;
         }
         Ok(())
     }
 
-    /// Asks for the chunk that begins at page `after` of the segment, or else at the next segment's first page.
-    fn ask_ahead(&mut self, after: Option<usize>, reads: &mut ReadAhead) -> Result<()> {
-        if let Some(page) = after.filter(|page| self.pages.contains(page)) {
-            if !self.worth.contains(&page) {
-                return Ok(());
-            }
-            self.ask(self.segment, page, reads)?;
-        } else {
-            let next = if self.forward() { Some(self.segment + 1) } else { self.segment.checked_sub(1) };
-            let Some((segment, meta)) = next.and_then(|next| Some((next, self.meta_at_hand(next)?))) else {
-                return Ok(());
-            };
-            let page = if self.forward() { 0 } else { meta.pages() - 1 };
+    /// Gives up what was asked for up to the piece with this page; all, if none has it.
+    pub(super) fn give_up_before(&mut self, segment: usize, page: usize, reads: &mut ReadAhead) {
+        while let Some((piece, ticket)) = self.asked.front()
+            && !piece.has(segment, page)
+        {
+            reads.give_up(*ticket);
+            self.asked.pop_front();
+        }
+    }
+
+    /// Asks for what comes after the last piece, until enough is on its way.
+    pub(super) fn ask_ahead(&mut self, reads: &mut ReadAhead) -> Result<()> {
+        while self.asked.iter().map(|(piece, _)| piece.len).sum::<usize>() < self.ahead_bytes
+            && let Some((segment, page)) = self.page_ahead()
+        {
             self.ask(segment, page, reads)?;
         }
         reads.kick();
         Ok(())
+    }
+
+    /// The segment and page after the last piece, if it is known and worth reading.
+    fn page_ahead(&self) -> Option<(usize, usize)> {
+        let last =
+            self.asked.back().map(|(piece, _)| piece).or(self.chunk.as_ref().map(|(piece, _)| piece))?;
+        let page = if self.forward() { Some(last.pages.end) } else { last.pages.start.checked_sub(1) };
+        let pages = match self.meta_at_hand(last.segment) {
+            Some(meta) if last.segment != self.segment => self.pages_of_leaf(last.segment, meta),
+            _ => self.pages.clone(),
+        };
+        if let Some(page) = page.filter(|page| pages.contains(page)) {
+            return self.worth.contains(&page).then_some((last.segment, page));
+        }
+        let next = if self.forward() { last.segment + 1 } else { last.segment.checked_sub(1)? };
+        let meta = self.meta_at_hand(next).filter(|_| self.is_inside(next))?;
+        Some((next, if self.forward() { 0 } else { meta.pages() - 1 }))
     }
 }

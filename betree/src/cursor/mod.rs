@@ -9,6 +9,7 @@
 //! The current entry is decoded once, when the cursor comes to it; its key is put together in place, since all keys of a page share a
 //! prefix. Owned by a walk, which lends it the channel for its chunks.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -26,7 +27,7 @@ use crate::segment::{Meta, PageAt};
 mod chunks;
 mod skip;
 
-use self::chunks::{FIRST_CHUNK, FIRST_OF_STREAM, Piece};
+use self::chunks::{FIRST_AHEAD, FIRST_OF_STREAM, Piece};
 
 /// Pages read one by one before chunks begin, if no more were read together.
 const SINGLE_PAGES: usize = 4;
@@ -85,8 +86,9 @@ pub(crate) struct RunCursor {
     /// Pages read one by one before chunks begin.
     single_pages: usize,
     chunk: Option<(Piece, AlignedBuf)>,
-    chunk_bytes: usize,
-    asked: Option<(Piece, Ticket)>,
+    /// Bytes of chunks that may be on their way, and those that are, in the order in which the cursor comes to them.
+    ahead_bytes: usize,
+    asked: VecDeque<(Piece, Ticket)>,
     /// Between the two parts of a skip: the page to go to, and whether it is open.
     skips_to: Option<(usize, bool)>,
     /// The pages of the segment that are worth reading ahead: what comes after them is hidden.
@@ -130,8 +132,8 @@ impl RunCursor {
             in_sequence: 0,
             single_pages: SINGLE_PAGES,
             chunk: None,
-            chunk_bytes: FIRST_CHUNK,
-            asked: None,
+            ahead_bytes: FIRST_AHEAD,
+            asked: VecDeque::new(),
             skips_to: None,
             worth: 0..usize::MAX,
         }
@@ -160,6 +162,12 @@ impl RunCursor {
             return None;
         }
         Some(MessageRef { kind: self.kind, key: &self.key, value: &self.bytes()[self.value.clone()] })
+    }
+
+    /// The kind of the current entry. REQUIRES a current entry.
+    #[inline]
+    pub(crate) fn kind(&self) -> Kind {
+        self.kind
     }
 
     fn forward(&self) -> bool {
@@ -211,6 +219,12 @@ impl RunCursor {
     /// The meta block of a segment.
     pub(crate) fn meta_of(&self, segment: usize) -> PagerPageRef<'_> {
         self.run.segments[segment].meta_ref(true)
+    }
+
+    /// As [`RunCursor::meta_of`], past the cache: the read gets under way at the latest with the next ones.
+    pub(crate) fn ask_meta(&self, segment: usize, reads: &mut ReadAhead) -> Result<Ticket> {
+        let want = self.meta_of(segment);
+        reads.ask(&self.run.segments[segment].extent, want.at, want.len as usize)
     }
 
     /// Takes the meta block that [`RunCursor::meta_of`] asked for.
@@ -266,13 +280,12 @@ impl RunCursor {
         Ok(self.meta.as_ref().map(|meta| page_of(meta, seek)))
     }
 
-    /// From here on the walk reads everything: asks for the first chunk of a seek.
+    /// From here on the walk reads everything: asks for the first chunks of a seek.
     pub(crate) fn stream(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
-        (self.single_pages, self.chunk_bytes) = (0, FIRST_OF_STREAM);
-        match self.begin(seek)? {
-            Some(page) => self.ask(self.segment, page, reads),
-            None => Ok(()),
-        }
+        (self.single_pages, self.ahead_bytes) = (0, FIRST_OF_STREAM);
+        let Some(page) = self.begin(seek)? else { return Ok(()) };
+        self.ask(self.segment, page, reads)?;
+        self.ask_ahead(reads)
     }
 
     /// Seeks as told; afterwards only the direction's own step may be used.
@@ -313,7 +326,7 @@ impl RunCursor {
 
     /// Gives back what it has or waits for.
     pub(crate) fn finish(self, reads: &mut ReadAhead) {
-        if let Some((_, ticket)) = self.asked {
+        for (_, ticket) in self.asked {
             reads.give_up(ticket);
         }
         if let Some((_, buf)) = self.chunk {
@@ -433,7 +446,9 @@ impl RunCursor {
     #[inline]
     fn load(&mut self) -> Result<()> {
         let mut key = std::mem::take(&mut self.key);
-        let entry = PageRef::new(self.bytes()).and_then(|page| page.entry(self.index)).map(|entry| {
+        let page = PageRef::again(self.bytes(), self.count, self.prefix);
+        let entry = page.entry(self.index).map(|entry| {
+            // What is before the suffix is the prefix, since the page was opened.
             key.truncate(self.prefix);
             key.extend_from_slice(entry.suffix);
             (entry.kind, entry.value_at..entry.value_at + entry.value.len())

@@ -1,6 +1,6 @@
 //! Skipping what newer spans hide, in two parts, so that the reads of all cursors of a walk are under way before one of them waits.
 
-use super::chunks::{FIRST_CHUNK, Piece};
+use super::chunks::{FIRST_AHEAD, Piece};
 use super::{Direction, RunCursor, Seek, page_of};
 use crate::Result;
 use crate::readahead::ReadAhead;
@@ -33,14 +33,11 @@ impl RunCursor {
         self.skips_to = Some((page, stays && page == self.page));
         let has = |piece: &Piece| piece.has(segment, page);
         let is_at_hand = self.chunk.as_ref().is_some_and(|(piece, _)| has(piece));
-        let is_asked = self.asked.as_ref().is_some_and(|(piece, _)| has(piece));
         if self.in_sequence >= self.single_pages && !is_at_hand {
             // What comes now may be as short as what was skipped was long.
-            self.chunk_bytes = FIRST_CHUNK;
-            if !is_asked {
-                if let Some((_, ticket)) = self.asked.take() {
-                    reads.give_up(ticket);
-                }
+            self.ahead_bytes = FIRST_AHEAD;
+            self.give_up_before(segment, page, reads);
+            if self.asked.is_empty() {
                 self.ask(segment, page, reads)?;
             }
         }

@@ -1,29 +1,30 @@
 //! One direction of an iterator: merges everything that may hold the next key, leaf by leaf.
 //!
-//! Memtables are walked over the whole range; the runs of the path to one leaf only over that leaf's range. When the first leaf is opened the meta
-//! blocks of all its runs are read in one batch, then the first pages of all in another: as many of each run as make up, with the others', what walks
-//! of this keyspace used to take lately. A long walk that comes to another leaf streams: while it takes the records of one leaf, the first chunks of the
-//! next one are on their way.
+//! Memtables are walked over the whole range; the runs of the path to one leaf only over that leaf's range ([`leaves`]). Of the first leaf as many pages
+//! of each run are read at once as make up, with the others', what walks of this keyspace used to take lately. A long walk that comes to another leaf
+//! streams.
 //!
 //! Sources are ordered newest first; a span of a newer source hides what older ones have. The next key is found by the heads of the sources'
 //! keys, which lie side by side in `order`. What was found last stays with its sources until the next step, so that it can be lent.
 
+mod leaves;
+
 use std::cmp::Ordering;
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use betree_pager::{BLOCK, Page, Pager};
+use betree_pager::Pager;
 
+use self::leaves::{LeafPart, seek};
 use crate::Result;
-use crate::cursor::{Direction, MOST_TOGETHER, RunCursor, Seek};
+use crate::cursor::{Direction, RunCursor, Seek};
 use crate::get::missing_operator;
 use crate::headed::{Headed, head_of};
 use crate::memtable::MemCursor;
 use crate::message::{Kind, MessageRef};
-use crate::node::Target;
 use crate::operands;
 use crate::operator::MergeOperator;
 use crate::readahead::ReadAhead;
-use crate::run::Run;
 use crate::spans::Spans;
 use crate::types::Seqno;
 use crate::view::View;
@@ -65,6 +66,14 @@ impl Source {
     }
 
     #[inline]
+    fn kind(&self) -> Option<Kind> {
+        match self {
+            Source::Memtable(cursor) => cursor.entry().map(|m| m.kind),
+            Source::Run(cursor) => cursor.valid().then(|| cursor.kind()),
+        }
+    }
+
+    #[inline]
     fn step(&mut self, direction: Direction, reads: &mut ReadAhead) -> Result<()> {
         match (self, direction) {
             (Source::Run(cursor), _) => return cursor.step(reads),
@@ -100,19 +109,6 @@ struct Near {
     source: usize,
 }
 
-/// The runs on the path to a leaf, newest first, and the part of the leaf that the walk sees.
-struct LeafPart {
-    low: Arc<[u8]>,
-    high: Option<Arc<[u8]>>,
-    cursors: Vec<RunCursor>,
-    /// Estimates of the bytes of each in the leaf.
-    sizes: Vec<u64>,
-    spans: Vec<Spans>,
-    has_spans: bool,
-    /// Whether its chunks are under way.
-    streams: bool,
-}
-
 /// See the module's text.
 pub(crate) struct Walk {
     view: Arc<View>,
@@ -139,8 +135,8 @@ pub(crate) struct Walk {
     /// The part of the current leaf: its lowest key, and the first key above it.
     leaf_low: Arc<[u8]>,
     leaf_high: Option<Headed<Arc<[u8]>>>,
-    /// The next leaf, when its reads are under way.
-    ahead: Option<LeafPart>,
+    /// The leaves that come next in a stream: chunks of the first one are on their way, meta blocks of the second.
+    ahead: VecDeque<LeafPart>,
     /// Keys passed so far.
     steps: u64,
     /// Keys passed since one was there.
@@ -178,7 +174,7 @@ impl Walk {
             folded: None,
             leaf_low: Arc::default(),
             leaf_high: None,
-            ahead: None,
+            ahead: VecDeque::new(),
             steps: 0,
             hidden: 0,
         };
@@ -201,107 +197,6 @@ impl Walk {
         walk.enter(leaf)?;
         drop(warm);
         Ok(walk)
-    }
-
-    /// The leaf in which `seek` begins, with the runs of its path.
-    fn leaf_at(&self, seek: Seek<'_>) -> LeafPart {
-        let mut node = &self.view.root;
-        let mut node_high: Option<&[u8]> = None;
-        // With an estimate of the bytes of each in the leaf's range.
-        let mut runs: Vec<(&Arc<Run>, u64)> = Vec::with_capacity(16);
-        let leaf_low = loop {
-            let index = match seek {
-                Seek::At(key) => node.child_of(key),
-                Seek::Before(None) => node.children.len() - 1,
-                Seek::Before(Some(key)) => node.children.partition_point(|c| *c.low < *key).saturating_sub(1),
-            };
-            // What waits for an inner child is for many leaves.
-            let (waiting, leaves) = match &node.children[index].target {
-                Target::Node(below) => (node.children[index].pending, below.children.len()),
-                Target::Leaf(_) => (node.children[index].pending, 1),
-            };
-            let share = waiting / (leaves * node.pending_runs(index).count().max(1)) as u64;
-            runs.extend(node.pending_runs(index).map(|q| (&q.run, share)));
-            node_high = node.high_of(index, node_high);
-            match &node.children[index].target {
-                Target::Node(below) => node = below,
-                Target::Leaf(leaf) => {
-                    runs.extend(leaf.runs().map(|run| (run, run.bytes())));
-                    break &*node.children[index].low;
-                }
-            }
-        };
-        // The part of the leaf that the walk will see: what a newer span covers of it wholly is not opened at all.
-        let from = leaf_low.max(&self.low);
-        let to = match (node_high, self.high.as_deref()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        };
-        let mut leaf = LeafPart {
-            low: from.into(),
-            high: to.map(Arc::from),
-            cursors: Vec::with_capacity(runs.len()),
-            sizes: Vec::with_capacity(runs.len()),
-            spans: Vec::with_capacity(runs.len()),
-            has_spans: false,
-            streams: false,
-        };
-        let edge = match self.direction {
-            Direction::Forward => leaf.high.clone(),
-            Direction::Backward => Some(leaf.low.clone()),
-        };
-        let mut newer = Spans::default();
-        self.spans[..self.memtables].iter().for_each(|s| newer.union(&s.clip(from, to)));
-        for (run, size) in runs {
-            if newer.covers(from, to) {
-                break;
-            }
-            if !run.touches(from, to) {
-                continue;
-            }
-            let spans = run.spans.clip(from, to);
-            leaf.cursors.push(RunCursor::new(&self.pager, run.clone(), self.direction, edge.clone()));
-            leaf.sizes.push(size);
-            newer.union(&spans);
-            leaf.spans.push(spans);
-        }
-        leaf.has_spans = !newer.is_empty();
-        leaf
-    }
-
-    /// Reads the meta blocks that the leaf's cursors need, all together.
-    fn read_metas(&self, leaf: &mut LeafPart, stream: bool) -> Result<()> {
-        let LeafPart { low, high, cursors, .. } = leaf;
-        let seek = seek(self.direction, low, high.as_deref());
-        let mut missing: Vec<(usize, usize)> = Vec::new();
-        for (i, cursor) in cursors.iter_mut().enumerate() {
-            missing.extend(cursor.metas_wanted(seek, stream).into_iter().map(|segment| (i, segment)));
-        }
-        if missing.is_empty() {
-            return Ok(());
-        }
-        let wants: Vec<_> = missing.iter().map(|&(i, segment)| cursors[i].meta_of(segment)).collect();
-        let pages = self.pager.get_many(&wants);
-        for ((i, segment), page) in missing.into_iter().zip(pages) {
-            cursors[i].take_meta(segment, page?)?;
-        }
-        Ok(())
-    }
-
-    /// Reads what the cursors' seeks need, all of a level together. The pages are to be held until the seeks have found them in the cache.
-    fn warm(&self, leaf: &mut LeafPart) -> Result<Vec<Page>> {
-        self.read_metas(leaf, false)?;
-        let LeafPart { low, high, cursors, sizes, .. } = leaf;
-        let seek = seek(self.direction, low, high.as_deref());
-        // Of what is expected, each run has the share that it has of the leaf.
-        let all = sizes.iter().copied().fold(1, u64::saturating_add);
-        let mut wants = Vec::with_capacity(2 * cursors.len());
-        for (cursor, size) in cursors.iter_mut().zip(sizes) {
-            // A walk begins somewhere within its first page.
-            let more = (self.expected.saturating_mul(*size) / all + BLOCK as u64 / 2) / BLOCK as u64;
-            wants.extend(cursor.pages_wanted(seek, 1 + (more as usize).min(MOST_TOGETHER)));
-        }
-        Ok(self.pager.get_many(&wants).into_iter().collect::<Result<_, _>>()?)
     }
 
     /// Makes `leaf` the current one.
@@ -331,37 +226,10 @@ impl Walk {
         Ok(())
     }
 
-    /// The neighbour of the leaf `low..high`; `None` at the end of the range.
-    fn leaf_after(&self, low: &[u8], high: Option<&[u8]>) -> Option<LeafPart> {
-        match (self.direction, high) {
-            (Direction::Forward, Some(end)) => {
-                self.high.as_deref().is_none_or(|high| end < high).then(|| self.leaf_at(Seek::At(end)))
-            }
-            (Direction::Forward, None) => None,
-            (Direction::Backward, _) => (*low > *self.low).then(|| self.leaf_at(Seek::Before(Some(low)))),
-        }
-    }
-
-    /// The first chunks of a leaf's runs get under way, if they are not.
-    fn stream(&mut self, leaf: &mut LeafPart) -> Result<()> {
-        if leaf.streams {
-            return Ok(());
-        }
-        leaf.streams = true;
-        self.read_metas(leaf, true)?;
-        let LeafPart { low, high, cursors, .. } = leaf;
-        let seek = seek(self.direction, low, high.as_deref());
-        for cursor in cursors {
-            cursor.stream(seek, &mut self.reads)?;
-        }
-        self.reads.kick();
-        Ok(())
-    }
-
     /// Goes on to the neighbouring leaf; false at the end of the range.
     fn next_leaf(&mut self) -> Result<bool> {
         let stream = self.steps >= STREAM_AFTER;
-        let next = match self.ahead.take() {
+        let next = match self.ahead.pop_front() {
             Some(leaf) => Some(leaf),
             None => {
                 let (low, high) = (self.leaf_low.clone(), self.leaf_high.clone());
@@ -371,10 +239,7 @@ impl Walk {
         let Some(mut leaf) = next else { return Ok(false) };
         if stream {
             self.stream(&mut leaf)?;
-            if let Some(mut ahead) = self.leaf_after(&leaf.low.clone(), leaf.high.clone().as_deref()) {
-                self.stream(&mut ahead)?;
-                self.ahead = Some(ahead);
-            }
+            self.look_ahead(&leaf)?;
             self.enter(leaf)?;
         } else {
             let warm = self.warm(&mut leaf)?;
@@ -386,8 +251,20 @@ impl Walk {
 
     #[inline]
     fn compare(&self, a: Near, b: Near) -> Ordering {
-        let keys =
-            a.head.cmp(&b.head).then_with(|| self.sources[a.source].key().cmp(&self.sources[b.source].key()));
+        if a.head != b.head {
+            return if (a.head < b.head) == (self.direction == Direction::Forward) {
+                Ordering::Less
+            } else {
+                Ordering::Greater
+            };
+        }
+        self.compare_keys(a, b)
+    }
+
+    /// As [`Walk::compare`], for keys with the same head.
+    #[inline(never)]
+    fn compare_keys(&self, a: Near, b: Near) -> Ordering {
+        let keys = self.sources[a.source].key().cmp(&self.sources[b.source].key());
         let keys = if self.direction == Direction::Forward { keys } else { keys.reverse() };
         keys.then(a.source.cmp(&b.source))
     }
@@ -486,7 +363,7 @@ impl Walk {
     fn resolve(&mut self, first: Near) -> Result<bool> {
         self.folded = None;
         if !self.has_spans {
-            match self.sources[first.source].entry().map(|entry| entry.kind) {
+            match self.sources[first.source].kind() {
                 Some(Kind::Put) => return Ok(true),
                 Some(Kind::Delete) => return Ok(false),
                 _ => {}
@@ -558,12 +435,4 @@ impl Walk {
 
 fn owned((start, end): (&[u8], &[u8])) -> (Box<[u8]>, Box<[u8]>) {
     (start.into(), end.into())
-}
-
-/// Where the cursors of the part `low..high` of a leaf begin.
-fn seek<'a>(direction: Direction, low: &'a [u8], high: Option<&'a [u8]>) -> Seek<'a> {
-    match direction {
-        Direction::Forward => Seek::At(low),
-        Direction::Backward => Seek::Before(high),
-    }
 }

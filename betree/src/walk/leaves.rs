@@ -1,0 +1,224 @@
+//! The leaves that a walk comes to: which runs there are for each, and getting their reads under way in time.
+//!
+//! The first leaf is *warmed*: the meta blocks of all its runs are read in one batch, then the first pages of all in another. In a stream the chunks of
+//! the next leaf are on their way while the records of this one are taken, and the meta blocks of the one after it, without which its chunks
+//! cannot be asked for.
+
+use std::sync::Arc;
+
+use betree_pager::{BLOCK, Page};
+
+use super::Walk;
+use crate::Result;
+use crate::cursor::{Direction, MOST_TOGETHER, RunCursor, Seek};
+use crate::node::Target;
+use crate::readahead::Ticket;
+use crate::run::Run;
+use crate::spans::Spans;
+
+/// The runs on the path to a leaf, newest first, and the part of the leaf that the walk sees.
+pub(super) struct LeafPart {
+    pub low: Arc<[u8]>,
+    pub high: Option<Arc<[u8]>>,
+    pub cursors: Vec<RunCursor>,
+    /// Estimates of the bytes of each in the leaf.
+    sizes: Vec<u64>,
+    pub spans: Vec<Spans>,
+    pub has_spans: bool,
+    /// Meta blocks on their way, by cursor and segment; `None`: not asked for yet.
+    metas: Option<Vec<(usize, usize, Ticket)>>,
+    /// Whether its chunks are under way.
+    streams: bool,
+}
+
+impl Walk {
+    /// The leaf in which `seek` begins, with the runs of its path.
+    pub(super) fn leaf_at(&self, seek: Seek<'_>) -> LeafPart {
+        let mut node = &self.view.root;
+        let mut node_high: Option<&[u8]> = None;
+        // With an estimate of the bytes of each in the leaf's range.
+        let mut runs: Vec<(&Arc<Run>, u64)> = Vec::with_capacity(16);
+        let leaf_low = loop {
+            let index = match seek {
+                Seek::At(key) => node.child_of(key),
+                Seek::Before(None) => node.children.len() - 1,
+                Seek::Before(Some(key)) => node.children.partition_point(|c| *c.low < *key).saturating_sub(1),
+            };
+            // What waits for an inner child is for many leaves.
+            let (waiting, leaves) = match &node.children[index].target {
+                Target::Node(below) => (node.children[index].pending, below.children.len()),
+                Target::Leaf(_) => (node.children[index].pending, 1),
+            };
+            let share = waiting / (leaves * node.pending_runs(index).count().max(1)) as u64;
+            runs.extend(node.pending_runs(index).map(|q| (&q.run, share)));
+            node_high = node.high_of(index, node_high);
+            match &node.children[index].target {
+                Target::Node(below) => node = below,
+                Target::Leaf(leaf) => {
+                    runs.extend(leaf.runs().map(|run| (run, run.bytes())));
+                    break &*node.children[index].low;
+                }
+            }
+        };
+        // The part of the leaf that the walk will see: what a newer span covers of it wholly is not opened at all.
+        let from = leaf_low.max(&self.low);
+        let to = match (node_high, self.high.as_deref()) {
+            (Some(a), Some(b)) => Some(a.min(b)),
+            (a, b) => a.or(b),
+        };
+        let mut leaf = LeafPart {
+            low: from.into(),
+            high: to.map(Arc::from),
+            cursors: Vec::with_capacity(runs.len()),
+            sizes: Vec::with_capacity(runs.len()),
+            spans: Vec::with_capacity(runs.len()),
+            has_spans: false,
+            metas: None,
+            streams: false,
+        };
+        let edge = match self.direction {
+            Direction::Forward => leaf.high.clone(),
+            Direction::Backward => Some(leaf.low.clone()),
+        };
+        let mut newer = Spans::default();
+        self.spans[..self.memtables].iter().for_each(|s| newer.union(&s.clip(from, to)));
+        for (run, size) in runs {
+            if newer.covers(from, to) {
+                break;
+            }
+            if !run.touches(from, to) {
+                continue;
+            }
+            let spans = run.spans.clip(from, to);
+            leaf.cursors.push(RunCursor::new(&self.pager, run.clone(), self.direction, edge.clone()));
+            leaf.sizes.push(size);
+            newer.union(&spans);
+            leaf.spans.push(spans);
+        }
+        leaf.has_spans = !newer.is_empty();
+        leaf
+    }
+
+    /// Reads the meta blocks that the leaf's cursors need, all together.
+    fn read_metas(&self, leaf: &mut LeafPart, stream: bool) -> Result<()> {
+        let LeafPart { low, high, cursors, .. } = leaf;
+        let seek = seek(self.direction, low, high.as_deref());
+        let mut missing: Vec<(usize, usize)> = Vec::new();
+        for (i, cursor) in cursors.iter_mut().enumerate() {
+            missing.extend(cursor.metas_wanted(seek, stream).into_iter().map(|segment| (i, segment)));
+        }
+        if missing.is_empty() {
+            return Ok(());
+        }
+        let wants: Vec<_> = missing.iter().map(|&(i, segment)| cursors[i].meta_of(segment)).collect();
+        let pages = self.pager.get_many(&wants);
+        for ((i, segment), page) in missing.into_iter().zip(pages) {
+            cursors[i].take_meta(segment, page?)?;
+        }
+        Ok(())
+    }
+
+    /// Has the meta blocks that a stream through the leaf will need on their way.
+    fn ask_metas(&mut self, leaf: &mut LeafPart) -> Result<()> {
+        let LeafPart { low, high, cursors, metas, .. } = leaf;
+        let seek = seek(self.direction, low, high.as_deref());
+        let asked = metas.insert(Vec::new());
+        for (i, cursor) in cursors.iter_mut().enumerate() {
+            for segment in cursor.metas_wanted(seek, true) {
+                match self.pager.cached(cursor.meta_of(segment)) {
+                    Some(page) => cursor.take_meta(segment, page)?,
+                    None => asked.push((i, segment, cursor.ask_meta(segment, &mut self.reads)?)),
+                }
+            }
+        }
+        self.reads.kick();
+        Ok(())
+    }
+
+    /// Takes what [`Walk::ask_metas`] asked for, or else reads it.
+    fn take_metas(&mut self, leaf: &mut LeafPart) -> Result<()> {
+        let Some(asked) = leaf.metas.take() else { return self.read_metas(leaf, true) };
+        for (i, segment, ticket) in asked {
+            let cursor = &mut leaf.cursors[i];
+            let page = match self.reads.take(ticket)? {
+                Some(buf) => {
+                    let page = self.pager.accept(&cursor.meta_of(segment), &buf)?;
+                    self.reads.recycle(buf);
+                    page
+                }
+                None => self.pager.get_ref(cursor.meta_of(segment))?,
+            };
+            cursor.take_meta(segment, page)?;
+        }
+        Ok(())
+    }
+
+    /// Reads what the cursors' seeks need, all of a level together. The pages are to be held until the seeks have found them in the cache.
+    pub(super) fn warm(&self, leaf: &mut LeafPart) -> Result<Vec<Page>> {
+        self.read_metas(leaf, false)?;
+        let LeafPart { low, high, cursors, sizes, .. } = leaf;
+        let seek = seek(self.direction, low, high.as_deref());
+        // Of what is expected, each run has the share that it has of the leaf.
+        let all = sizes.iter().copied().fold(1, u64::saturating_add);
+        let mut wants = Vec::with_capacity(2 * cursors.len());
+        for (cursor, size) in cursors.iter_mut().zip(sizes) {
+            // A walk begins somewhere within its first page.
+            let more = (self.expected.saturating_mul(*size) / all + BLOCK as u64 / 2) / BLOCK as u64;
+            wants.extend(cursor.pages_wanted(seek, 1 + (more as usize).min(MOST_TOGETHER)));
+        }
+        Ok(self.pager.get_many(&wants).into_iter().collect::<Result<_, _>>()?)
+    }
+
+    /// The neighbour of the leaf `low..high`; `None` at the end of the range.
+    pub(super) fn leaf_after(&self, low: &[u8], high: Option<&[u8]>) -> Option<LeafPart> {
+        match (self.direction, high) {
+            (Direction::Forward, Some(end)) => {
+                self.high.as_deref().is_none_or(|high| end < high).then(|| self.leaf_at(Seek::At(end)))
+            }
+            (Direction::Forward, None) => None,
+            (Direction::Backward, _) => (*low > *self.low).then(|| self.leaf_at(Seek::Before(Some(low)))),
+        }
+    }
+
+    /// The first chunks of a leaf's runs get under way, if they are not.
+    pub(super) fn stream(&mut self, leaf: &mut LeafPart) -> Result<()> {
+        if leaf.streams {
+            return Ok(());
+        }
+        leaf.streams = true;
+        self.take_metas(leaf)?;
+        let LeafPart { low, high, cursors, .. } = leaf;
+        let seek = seek(self.direction, low, high.as_deref());
+        for cursor in cursors {
+            cursor.stream(seek, &mut self.reads)?;
+        }
+        self.reads.kick();
+        Ok(())
+    }
+
+    /// Gets the reads of the leaves after `leaf` under way.
+    pub(super) fn look_ahead(&mut self, leaf: &LeafPart) -> Result<()> {
+        let mut ahead = std::mem::take(&mut self.ahead);
+        while ahead.len() < 2 {
+            let last = ahead.back().unwrap_or(leaf);
+            let Some(next) = self.leaf_after(&last.low, last.high.as_deref()) else { break };
+            ahead.push_back(next);
+        }
+        if let Some(next) = ahead.front_mut() {
+            self.stream(next)?;
+        }
+        if let Some(second) = ahead.get_mut(1) {
+            self.ask_metas(second)?;
+        }
+        self.ahead = ahead;
+        Ok(())
+    }
+}
+
+/// Where the cursors of the part `low..high` of a leaf begin.
+pub(super) fn seek<'a>(direction: Direction, low: &'a [u8], high: Option<&'a [u8]>) -> Seek<'a> {
+    match direction {
+        Direction::Forward => Seek::At(low),
+        Direction::Backward => Seek::Before(high),
+    }
+}
