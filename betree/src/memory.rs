@@ -20,8 +20,11 @@ use crate::shared::Shared;
 
 /// The part of the budget that is nobody's.
 const SLACK: usize = 8;
-/// Buffers that background work keeps for its next reads and writes have this part of the budget at most.
-pub(crate) const IDLE_BUFFERS: usize = 24;
+/// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
+/// compactions let go of, since touching fresh memory costs more than what is done in it.
+pub(crate) const IDLE_BUFFERS: usize = 8;
+/// The same when there is none.
+const IDLE_BUFFERS_AT_REST: usize = 24;
 /// The caches get back this part of the budget per second at most.
 const RETURN: usize = 4;
 /// After this long without a write, idle memory of memtables is given back, and leaves are settled (`scheduler`).
@@ -106,6 +109,8 @@ impl Shared {
             if tasks != seen.tasks || self.scheduler.is_working() {
                 seen.tasks = tasks;
                 need += budget / 4;
+            } else {
+                self.pager.trim_buffers(budget / IDLE_BUFFERS_AT_REST);
             }
             let gets = self.counters.gets.load(Relaxed);
             if gets != seen.gets {

@@ -207,6 +207,11 @@ impl Pager {
         self.0.space.usage().1
     }
 
+    /// Gives idle buffers back to the operating system until `most` bytes of them are left.
+    pub fn trim_buffers(&self, most: usize) {
+        self.0.buffers.trim(most);
+    }
+
     /// Changes the cache's budget; what is over it leaves at once.
     pub fn set_cache_bytes(&self, bytes: usize) {
         self.0.cache.set_budget(bytes);

@@ -135,6 +135,26 @@ impl BufPool {
         fits
     }
 
+    /// Gives idle memory back until `most` bytes are left, or what is in slabs in use.
+    pub fn trim(&self, most: usize) {
+        for class in &self.classes {
+            let mut class = class.lock();
+            let Class { loose, slabs } = &mut *class;
+            while self.idle_bytes() > most
+                && let Some(buf) = loose.pop()
+            {
+                self.idle_bytes.fetch_sub(buf.capacity(), Relaxed);
+            }
+            slabs.retain(|slab| {
+                let goes = slab.counts && self.idle_bytes() > most;
+                if goes {
+                    self.idle_bytes.fetch_sub(slab.region.len(), Relaxed);
+                }
+                !goes
+            });
+        }
+    }
+
     /// Bytes held by idle buffers, those of slabs in use not counted.
     #[must_use]
     pub fn idle_bytes(&self) -> usize {
@@ -213,5 +233,8 @@ mod tests {
         assert_eq!(pool.idle_bytes(), WORTH_SLABS);
         pool.put(pool.get(size));
         assert_eq!(slabs(), WORTH_SLABS / HUGE_PAGE);
+        pool.put(pool.get(100));
+        pool.trim(HUGE_PAGE);
+        assert_eq!((slabs(), pool.idle_bytes()), (1, HUGE_PAGE));
     }
 }
