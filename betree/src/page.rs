@@ -221,31 +221,48 @@ impl Share {
 }
 
 /// Collects entries in key order and lays them out as one page.
+///
+/// An entry is written once, in its final form: the page's prefix is taken to be as long as the last page's would have been at best. Should a key not begin with
+/// it, it is shortened, which moves the entries; that happens where the keys' first bytes change, once in many pages.
 pub(crate) struct PageBuilder {
     page_bytes: usize,
-    /// Full keys and values back to back.
-    bytes: Vec<u8>,
-    /// Kind, key length, value length.
-    entries: Vec<(Kind, u32, u32)>,
-    /// Bytes that all keys share.
-    shared: usize,
-    /// Upper bound of all entries with full keys, length fields and offsets included.
-    total: usize,
-    last_start: usize,
+    /// Room for a header, the prefix, the entries.
+    page: Vec<u8>,
+    /// Where each entry begins.
+    offsets: Vec<u16>,
+    first: Vec<u8>,
+    /// Bytes of the prefix.
+    prefix: usize,
+    /// What the next page's prefix will be like.
+    guess: usize,
 }
 
 fn varint_len(value: usize) -> usize {
     (usize::BITS - (value | 1).leading_zeros()).div_ceil(7) as usize
 }
 
-fn put_varint_at(out: &mut [u8], mut at: usize, mut value: usize) -> usize {
-    while value >= 0x80 {
-        out[at] = value as u8 | 0x80;
-        at += 1;
-        value >>= 7;
+/// The two length fields of an entry.
+#[inline]
+fn put_lengths(out: &mut Vec<u8>, head: usize, value_len: usize) {
+    if (head | value_len) < 0x80 {
+        out.extend_from_slice(&[head as u8, value_len as u8]);
+        return;
     }
-    out[at] = value as u8;
-    at + 1
+    for mut length in [head, value_len] {
+        while length >= 0x80 {
+            out.push(length as u8 | 0x80);
+            length >>= 7;
+        }
+        out.push(length as u8);
+    }
+}
+
+/// Kind, key suffix and value of the entry that `bytes` begin with.
+fn parts(bytes: &[u8]) -> Option<(usize, &[u8], &[u8])> {
+    let mut rest = bytes;
+    let (head, value_len) = (get_varint(&mut rest)? as usize, get_varint(&mut rest)? as usize);
+    let (suffix, rest) = rest.split_at_checked(head >> 2)?;
+    Some((head & 3, suffix, rest.get(..value_len)?))
 }
 
 /// Length of the common prefix.
@@ -272,93 +289,123 @@ impl PageBuilder {
     pub(crate) fn new(page_bytes: usize) -> Self {
         PageBuilder {
             page_bytes,
-            bytes: Vec::with_capacity(page_bytes * 2),
-            entries: Vec::with_capacity(page_bytes / 32),
-            shared: 0,
-            total: 0,
-            last_start: 0,
+            page: Vec::with_capacity(page_bytes),
+            offsets: Vec::with_capacity(page_bytes / 32),
+            first: Vec::new(),
+            prefix: 0,
+            guess: 0,
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.offsets.is_empty()
     }
 
     pub(crate) fn first_key(&self) -> &[u8] {
-        self.entries.first().map_or(&[], |e| &self.bytes[..e.1 as usize])
+        &self.first
     }
 
-    pub(crate) fn last_key(&self) -> &[u8] {
-        self.entries.last().map_or(&[], |e| &self.bytes[self.last_start..self.last_start + e.1 as usize])
+    /// The last entry's key replaces what is in `out`. REQUIRES an entry.
+    pub(crate) fn last_key_into(&self, out: &mut Vec<u8>) {
+        out.clear();
+        if let Some((_, suffix, _)) = self.last() {
+            out.extend_from_slice(&self.first[..self.prefix]);
+            out.extend_from_slice(suffix);
+        }
     }
 
     /// Takes the entry, or answers false when the page has no room for it (an empty page takes any).
+    #[inline]
     pub(crate) fn push(&mut self, message: MessageRef<'_>) -> bool {
-        let (klen, vlen) = (message.key.len(), message.value.len());
-        let size = varint_len(klen << 2) + varint_len(vlen) + klen + vlen + 2;
-        let shared = if self.entries.is_empty() {
-            klen
-        } else {
-            common_prefix(&self.first_key()[..self.shared], message.key)
-        };
-        if !self.entries.is_empty() {
-            let count = self.entries.len() + 1;
-            if HEADER + self.total + size + shared - count * shared > self.page_bytes {
-                return false;
-            }
+        let key = message.key;
+        if self.offsets.is_empty() {
+            self.first.clear();
+            self.first.extend_from_slice(key);
+            self.prefix = self.guess.min(key.len()).min(self.page_bytes / 2);
+            self.page.clear();
+            self.page.extend_from_slice(&[0; HEADER]);
+            self.page.extend_from_slice(&key[..self.prefix]);
+        } else if !key.starts_with(&self.first[..self.prefix])
+            && !self.shorten(common_prefix(&self.first, key))
+        {
+            return false;
         }
-        self.shared = shared;
-        self.last_start = self.bytes.len();
-        self.bytes.extend_from_slice(message.key);
-        self.bytes.extend_from_slice(message.value);
-        self.entries.push((message.kind, klen as u32, vlen as u32));
-        self.total += size;
+        let (suffix, value) = (&key[self.prefix..], message.value);
+        let head = suffix.len() << 2 | message.kind as usize;
+        let size = varint_len(head) + varint_len(value.len()) + suffix.len() + value.len();
+        let count = self.offsets.len() + 1;
+        if count > 1 && self.page.len() + size + 2 * count > self.page_bytes {
+            return false;
+        }
+        // Of several entries all fit in a page of at most 64 KiB; a single one begins after the header in the end.
+        self.offsets.push(self.page.len() as u16);
+        put_lengths(&mut self.page, head, value.len());
+        self.page.extend_from_slice(suffix);
+        self.page.extend_from_slice(value);
         true
     }
 
-    /// Bytes of the page's prefix. A page of one entry has none, so that its offset fits however long the key is.
-    fn prefix_len(&self) -> usize {
-        if self.entries.len() == 1 { 0 } else { self.shared }
-    }
-
-    /// Length of the page that [`PageBuilder::finish`] lays out: the page size, or more for one large entry.
-    pub(crate) fn page_len(&self) -> usize {
-        let shared = self.prefix_len();
-        let used = HEADER + shared + self.total - self.entries.len() * shared;
-        used.next_multiple_of(4096).max(self.page_bytes)
-    }
-
-    /// Lays the page out in `out` (zeroed here, `page_len` bytes) and empties the builder. The checksum is left to the pager.
-    pub(crate) fn finish(&mut self, out: &mut [u8]) {
-        let len = out.len();
-        let shared = self.prefix_len();
-        out[..HEADER].fill(0);
-        out[4] = TYPE_DATA;
-        out[6..8].copy_from_slice(&(self.entries.len() as u16).to_le_bytes());
-        out[8..10].copy_from_slice(&(shared as u16).to_le_bytes());
-        let prefix = &self.bytes[..shared];
-        out[HEADER..HEADER + shared].copy_from_slice(prefix);
-        let mut at = HEADER + shared;
-        let mut source = 0;
-        let mut slot = len - 2 * self.entries.len();
-        let slots = slot;
-        for &(kind, klen, vlen) in &self.entries {
-            let (klen, vlen) = (klen as usize, vlen as usize);
-            out[slot..slot + 2].copy_from_slice(&(at as u16).to_le_bytes());
-            slot += 2;
-            at = put_varint_at(out, at, ((klen - shared) << 2) | kind as usize);
-            at = put_varint_at(out, at, vlen);
-            let body = &self.bytes[source + shared..source + klen + vlen];
-            out[at..at + body.len()].copy_from_slice(body);
-            at += body.len();
-            source += klen + vlen;
+    /// Makes the prefix `to` bytes long, if the entries then fit.
+    #[cold]
+    fn shorten(&mut self, to: usize) -> bool {
+        let count = self.offsets.len();
+        // Each suffix gets longer by so much, and its length field by a byte at most.
+        let more = count * (self.prefix - to + 1);
+        if count > 1 && self.page.len() + more + 2 * count > self.page_bytes {
+            return false;
         }
-        out[at..slots].fill(0);
-        out[12..16].copy_from_slice(&(at as u32).to_le_bytes());
-        self.bytes.clear();
-        self.entries.clear();
-        self.total = 0;
-        self.shared = 0;
+        let old = std::mem::take(&mut self.page);
+        self.page.reserve(self.page_bytes.max(old.len() + more));
+        self.page.extend_from_slice(&old[..HEADER + to]);
+        let missing = &self.first[to..self.prefix];
+        for offset in &mut self.offsets {
+            let Some((kind, suffix, value)) = parts(&old[usize::from(*offset)..]) else {
+                // It was laid out by this builder.
+                panic!("page: an entry at {offset} does not decode");
+            };
+            *offset = self.page.len() as u16;
+            put_lengths(&mut self.page, (missing.len() + suffix.len()) << 2 | kind, value.len());
+            self.page.extend_from_slice(missing);
+            self.page.extend_from_slice(suffix);
+            self.page.extend_from_slice(value);
+        }
+        self.prefix = to;
+        true
+    }
+
+    /// Ends the page: the length that [`PageBuilder::finish`] lays out, which is the page size, or more for one large entry.
+    pub(crate) fn page_len(&mut self) -> usize {
+        if self.offsets.len() == 1 && self.prefix > 0 {
+            // So that its offset fits however long the key is.
+            self.shorten(0);
+        }
+        (self.page.len() + 2 * self.offsets.len()).next_multiple_of(4096).max(self.page_bytes)
+    }
+
+    /// Lays the page out in `out` ([`PageBuilder::page_len`] bytes) and empties the builder. The checksum is left to the pager.
+    pub(crate) fn finish(&mut self, out: &mut [u8]) {
+        let end = self.page.len();
+        let slots = out.len() - 2 * self.offsets.len();
+        self.page[4] = TYPE_DATA;
+        self.page[6..8].copy_from_slice(&(self.offsets.len() as u16).to_le_bytes());
+        self.page[8..10].copy_from_slice(&(self.prefix as u16).to_le_bytes());
+        self.page[12..16].copy_from_slice(&(end as u32).to_le_bytes());
+        out[..end].copy_from_slice(&self.page);
+        out[end..slots].fill(0);
+        for (slot, offset) in out[slots..].chunks_exact_mut(2).zip(&self.offsets) {
+            slot.copy_from_slice(&offset.to_le_bytes());
+        }
+        if self.offsets.len() > 1
+            && let Some((_, suffix, _)) = self.last()
+        {
+            // Keys ascend, so what the first and the last one share all do.
+            self.guess = self.prefix + common_prefix(&self.first[self.prefix..], suffix);
+        }
+        self.offsets.clear();
+    }
+
+    fn last(&self) -> Option<(usize, &[u8], &[u8])> {
+        parts(&self.page[usize::from(*self.offsets.last()?)..])
     }
 }
 
@@ -367,7 +414,10 @@ mod tests {
     use super::*;
 
     fn build(entries: &[(Kind, &[u8], &[u8])]) -> Vec<u8> {
-        let mut builder = PageBuilder::new(4096);
+        build_after(&mut PageBuilder::new(4096), entries)
+    }
+
+    fn build_after(builder: &mut PageBuilder, entries: &[(Kind, &[u8], &[u8])]) -> Vec<u8> {
         for &(kind, key, value) in entries {
             assert!(builder.push(MessageRef { kind, key, value }));
         }
@@ -376,13 +426,65 @@ mod tests {
         out
     }
 
+    fn entries_of(page: &[u8]) -> Vec<(Kind, Vec<u8>, Vec<u8>)> {
+        let page = PageRef::new(page).unwrap();
+        let mut key = Vec::new();
+        let entry = |i| page.key_into(i, &mut key).map(|e| (e.kind, key.clone(), e.value.to_vec())).unwrap();
+        (0..page.count()).map(entry).collect()
+    }
+
+    #[test]
+    fn a_prefix_that_was_guessed_too_long_is_shortened_and_no_entry_changes() {
+        let long = [7; 200];
+        for (last, prefix) in [(&b"user/x"[..], &b"user/"[..]), (b"usf", b"us"), (b"v", b"")] {
+            let mut builder = PageBuilder::new(4096);
+            build_after(&mut builder, &[(Kind::Put, b"user/1", b"1"), (Kind::Put, b"user/2", b"2")]);
+            let entries = [
+                (Kind::Put, &b"user/3"[..], &long[..]),
+                (Kind::Delete, b"user/4", b""),
+                (Kind::Put, last, b"z"),
+            ];
+            let page = build_after(&mut builder, &entries);
+            assert_eq!(PageRef::new(&page).unwrap().prefix(), prefix);
+            assert_eq!(
+                entries_of(&page),
+                entries.map(|(kind, key, value)| (kind, key.to_vec(), value.to_vec()))
+            );
+        }
+    }
+
+    #[test]
+    fn a_key_for_which_a_full_page_would_need_a_shorter_prefix_begins_the_next_page() {
+        let mut builder = PageBuilder::new(4096);
+        let key = |i: u32| format!("a long beginning that all of them have {i:04}").into_bytes();
+        build_after(&mut builder, &[(Kind::Put, &key(0), b""), (Kind::Put, &key(1), b"")]);
+        let mut count = 2;
+        while builder.push(MessageRef { kind: Kind::Put, key: &key(count), value: b"v" }) {
+            count += 1;
+        }
+        // It would fit alone, but not what the others then get longer by.
+        let mut page = vec![0; builder.page_len()];
+        assert_eq!(page.len(), 4096);
+        builder.finish(&mut page);
+        let entries = entries_of(&page);
+        assert_eq!(entries.len(), count as usize - 2);
+        for i in 2..count - 10 {
+            assert!(builder.push(MessageRef { kind: Kind::Put, key: &key(i), value: b"v" }));
+        }
+        assert!(!builder.push(MessageRef { kind: Kind::Put, key: b"b", value: b"" }));
+        assert!(builder.push(MessageRef { kind: Kind::Put, key: &key(count), value: b"" }));
+    }
+
     #[test]
     fn a_page_answers_searches_for_keys_inside_between_and_outside_its_prefix() {
-        let page = build(&[
-            (Kind::Put, b"usr/a", b"1"),
+        let entries = [
+            (Kind::Put, &b"usr/a"[..], &b"1"[..]),
             (Kind::Delete, b"usr/b", b""),
             (Kind::Merge, b"usr/bb", b"\x01\x01x"),
-        ]);
+        ];
+        let mut builder = PageBuilder::new(4096);
+        build_after(&mut builder, &entries);
+        let page = build_after(&mut builder, &entries);
         let page = PageRef::new(&page).unwrap();
         assert_eq!(page.prefix, b"usr/");
         assert_eq!(page.search(b"usr/b"), Some(Ok(1)));

@@ -174,8 +174,7 @@ impl<'a> RunWriter<'a> {
             self.samples.push(self.page.first_key().into());
         }
         self.rows.push(((self.used / betree_pager::BLOCK) as u32, self.separators.len() as u32));
-        self.last.clear();
-        self.last.extend_from_slice(self.page.last_key());
+        self.page.last_key_into(&mut self.last);
         self.page.finish(&mut self.buf[self.used..self.used + len]);
         self.used += len;
         self.run_bytes += len as u64;
