@@ -304,6 +304,61 @@ fn iterators_skip_removed_ranges_and_nothing_else() -> Done {
 }
 
 #[test]
+fn a_scan_of_everything_right_after_opening_is_whole_both_ways_and_ends_at_damage() -> Done {
+    const RECORDS: u32 = 30_000;
+    let dir = tempfile::tempdir()?;
+    let open = || -> betree::Result<_> {
+        let db = tiny().background_threads(0).open(dir.path())?;
+        let keyspace = db.keyspace("default")?;
+        Ok((db, keyspace))
+    };
+    let mut expected: Vec<([u8; 8], [u8; 100])> = (0..RECORDS).map(|i| (key(i), [i as u8; 100])).collect();
+    {
+        let (db, keyspace) = open()?;
+        for (key, value) in &expected {
+            keyspace.insert(key, value)?;
+        }
+        db.close()?;
+    }
+    expected.sort();
+    // No page index is in memory when the leaves come in sight.
+    let mut forward = open()?.1.iter();
+    for (key, value) in &expected {
+        assert_eq!(forward.next_record()?, Some((&key[..], &value[..])));
+    }
+    assert_eq!(forward.next_record()?, None);
+    drop(forward);
+    let mut backward = open()?.1.iter();
+    for (key, value) in expected.iter().rev() {
+        assert_eq!(backward.next_record_back()?, Some((&key[..], &value[..])));
+    }
+    assert_eq!(backward.next_record_back()?, None);
+    drop(backward);
+
+    // The trunk is in memory before the file is damaged.
+    let (_db, keyspace) = open()?;
+    let path = dir.path().join("data.betree");
+    let mut bytes = std::fs::read(&path)?;
+    let third = bytes.len() / 3;
+    bytes[third..2 * third].iter_mut().step_by(1000).for_each(|byte| *byte ^= 0x55);
+    std::fs::write(&path, bytes)?;
+    let mut rows = expected.iter();
+    let mut iter = keyspace.iter();
+    let error = loop {
+        match iter.next_record() {
+            Ok(record) => {
+                let next = rows.next().map(|(key, value)| (&key[..], &value[..]));
+                assert!(record.is_some() && record == next, "{record:?}, not {next:?}");
+            }
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+    assert_eq!(iter.next_record()?, None);
+    Ok(())
+}
+
+#[test]
 fn a_few_reads_bring_all_page_indexes_and_filters_to_hand() -> Done {
     let dir = tempfile::tempdir()?;
     let builder = || tiny().memory(32 << 20).background_threads(0);
