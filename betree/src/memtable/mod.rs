@@ -6,8 +6,8 @@
 //!
 //! REQUIRES one writer at a time (the commit lock) and Seqnos that ascend over all calls of `apply`. Readers, any number,
 //! ask for a Seqno whose batch has been applied whole. Locks: `state` guards tree and range deletes, is taken for
-//! writing by `apply` for at most [`STRETCH`] messages at once, for reading by lookups; values are copied outside it, as
-//! arena entries never move. No other lock is taken while it is held.
+//! writing by `apply` for at most [`STRETCH`] messages at once and by `expect` while a record is copied into the log, for reading by lookups; values are copied outside it, as
+//! arena entries never move. Only the log takes locks while it is held, of its own.
 
 mod arena;
 mod cursor;
