@@ -74,6 +74,11 @@ impl AlignedBuf {
         (region, parts)
     }
 
+    /// Its first byte, for [`Region`], whose owner says who may write.
+    pub(crate) fn start(&self) -> *mut u8 {
+        self.ptr.as_ptr()
+    }
+
     /// Whether it is a part of `region`.
     pub(crate) fn is_part_of(&self, region: &Arc<Region>) -> bool {
         self.region.as_ref().is_some_and(|own| Arc::ptr_eq(own, region))

@@ -11,33 +11,40 @@ use std::fmt;
 
 use memmap2::{MmapOptions, MmapRaw};
 
+use crate::AlignedBuf;
+
 /// Size of a huge page on the machines that this is tuned for; regions smaller than one are not worth their rounding.
 pub const HUGE_PAGE: usize = 2 << 20;
 
 /// A piece of zeroed memory that does not move.
 pub struct Region {
-    map: MmapRaw,
-    start: usize,
+    memory: Memory,
     len: usize,
+}
+
+enum Memory {
+    /// A mapping, and where in it the region begins.
+    Mapped(MmapRaw, usize),
+    /// What is smaller than a huge page: a mapping of its own would cost more than it is worth.
+    Heap(AlignedBuf),
 }
 
 impl Region {
     /// `len` zero bytes, from a multiple of [`HUGE_PAGE`] on if they fill one. Ends the process when there is no memory, as `Vec` does.
     #[must_use]
     pub fn new(len: usize) -> Self {
-        let huge = len >= HUGE_PAGE;
-        let room = if huge { HUGE_PAGE } else { 0 };
-        let map = match MmapOptions::new().len(len + room).map_anon() {
+        if len < HUGE_PAGE {
+            return Self { memory: Memory::Heap(AlignedBuf::zeroed(len)), len };
+        }
+        let map = match MmapOptions::new().len(len + HUGE_PAGE).map_anon() {
             Ok(map) => MmapRaw::from(map),
             Err(_) => handle_alloc_error(Layout::new::<u8>()),
         };
-        let start = if huge { map.as_ptr().align_offset(HUGE_PAGE) } else { 0 };
+        let start = map.as_ptr().align_offset(HUGE_PAGE);
+        // Refused where the kernel has none; then it is memory as any other.
         #[cfg(target_os = "linux")]
-        if huge {
-            // Refused where the kernel has none; then it is memory as any other.
-            let _refused = map.advise_range(memmap2::Advice::HugePage, start, len);
-        }
-        Self { map, start, len }
+        let _refused = map.advise_range(memmap2::Advice::HugePage, start, len);
+        Self { memory: Memory::Mapped(map, start), len }
     }
 
     /// Its length in bytes.
@@ -55,7 +62,10 @@ impl Region {
     /// Its first byte; who may write is the owner's to say.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut u8 {
-        self.map.as_mut_ptr().wrapping_add(self.start)
+        match &self.memory {
+            Memory::Mapped(map, start) => map.as_mut_ptr().wrapping_add(*start),
+            Memory::Heap(buf) => buf.start(),
+        }
     }
 }
 
@@ -75,12 +85,9 @@ mod tests {
             let region = Region::new(len);
             assert_eq!(region.len(), len);
             assert!(len < HUGE_PAGE || (region.as_mut_ptr() as usize).is_multiple_of(HUGE_PAGE));
-            let inside = |at: usize| {
-                let map = region.map.as_ptr() as usize;
-                let address = region.as_mut_ptr() as usize + at;
-                address >= map && address < map + region.map.len()
-            };
-            assert!(inside(0) && inside(len - 1));
+            if let Memory::Mapped(map, start) = &region.memory {
+                assert!(start + len <= map.len());
+            }
         }
     }
 }
