@@ -43,7 +43,7 @@ impl Shared {
             let mut commit = self.commit.lock();
             // No other view can come while the lock is held that makes another memtable the active one.
             let mut view = state.peek();
-            if view.heads[0].table.bytes() >= self.memtable_bytes || state.is_dropped() {
+            if view.heads[0].table.bytes() >= self.memory.memtable_limit() || state.is_dropped() {
                 drop((view, commit));
                 commit = self.lock_with_room(&[state])?;
                 view = state.peek();
@@ -157,7 +157,7 @@ impl Shared {
             let mut full = false;
             for state in states {
                 let view = state.peek();
-                if view.heads[0].table.bytes() >= self.memtable_bytes {
+                if view.heads[0].table.bytes() >= self.memory.memtable_limit() {
                     if view.heads.len() > Shared::MAX_FROZEN {
                         full = true;
                     } else {

@@ -6,6 +6,7 @@
 //! - Runs pending for a leaf become a delta of the leaf, or are merged with its base (compaction), which may split it. Runs that overlap
 //!   nothing move into the base by reference: a sequential load moves pointers, not bytes.
 
+use std::iter::Peekable;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -151,6 +152,36 @@ fn settle(mut root: Arc<Node>, options: &TreeOptions, moved: &mut u64) -> Arc<No
     root
 }
 
+/// Where the segments of a run in a buffer end: at the first low key of a leaf at which they are large enough. A segment keeps its space until
+/// the last leaf in its range has taken its part, which is long after the first did if there are many of them.
+struct Cuts<'a> {
+    lows: Peekable<std::vec::IntoIter<&'a [u8]>>,
+    at_least: usize,
+}
+
+impl<'a> Cuts<'a> {
+    /// The cuts of a run for the buffer of `node`. Cost: a look at every leaf below.
+    fn new(node: &'a Arc<Node>, options: &TreeOptions) -> Cuts<'a> {
+        let mut lows = Vec::new();
+        node.visit_nodes(&mut |node| {
+            if node.level == 1 {
+                lows.extend(node.children.iter().map(|child| &child.low[..]));
+            }
+        });
+        Cuts { lows: lows.into_iter().peekable(), at_least: options.segment_bytes / 4 }
+    }
+
+    /// Ends the segment before `key` if it should.
+    #[inline]
+    fn before(&mut self, key: &[u8], writer: &mut RunWriter<'_>) -> Result<()> {
+        if self.lows.peek().is_some_and(|low| *low <= key) {
+            while self.lows.next_if(|low| *low <= key).is_some() {}
+            writer.cut_segment(self.at_least)?;
+        }
+        Ok(())
+    }
+}
+
 fn seqnos<'a>(runs: impl Iterator<Item = &'a Arc<Run>> + Clone) -> (Seqno, Seqno) {
     (runs.clone().map(|r| r.first).min().unwrap_or_default(), runs.map(|r| r.last).max().unwrap_or_default())
 }
@@ -169,7 +200,7 @@ pub(crate) fn flush_memtable(
     };
     let options = &state.tree;
     let root = state.view().root.clone();
-    let mut pivots = root.children[1..].iter().map(|c| &c.low[..]).filter(|_| root.level > 1).peekable();
+    let mut cuts = Cuts::new(&root, options);
     let mut writer = RunWriter::new(
         &shared.pager,
         &mut io.write,
@@ -180,11 +211,7 @@ pub(crate) fn flush_memtable(
     let mut cursor = head.table.cursor(Seqno(u64::MAX));
     cursor.seek(b"");
     while let Some(message) = cursor.entry() {
-        if pivots.peek().is_some_and(|p| *p <= message.key) {
-            while pivots.next_if(|p| *p <= message.key).is_some() {}
-            // Slices that do not share segments between children free their space sooner.
-            writer.cut_segment(options.segment_bytes / 4)?;
-        }
+        cuts.before(message.key, &mut writer)?;
         writer.push(message)?;
         cursor.advance();
     }
@@ -230,7 +257,10 @@ pub(crate) fn flush_to_node(
     let spans = merge.spans();
     shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.flush_written);
+    let Target::Node(below) = &site.node.children[site.index].target else { return Ok(Box::new(|_| false)) };
+    let mut cuts = Cuts::new(below, options);
     while let Some(message) = merge.step()? {
+        cuts.before(message.key, &mut writer)?;
         writer.push(message)?;
     }
     let segments = writer.cut()?;

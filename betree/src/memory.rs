@@ -8,10 +8,12 @@
 //! nothing when all pages fit, since a record in two places is memory wasted. Page indexes and filters, held by segments or in the page cache, come before rows, for every read of
 //! a row that is not cached needs them.
 //!
+//! All of that is reckoned with one keyspace that is written to. Where there are several at a time, each freezes its memtable at its part of the size.
+//!
 //! Called by the thread that keeps the log (after each piece of it that writers fill, and now and then), or with a background
 //! step where there are no threads. Time is that of the storage, so that a simulated run goes the same way each time.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use betree_storage::primitives::Mutex;
@@ -32,7 +34,10 @@ const IDLE: Duration = Duration::from_secs(2);
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
-/// What was seen at the last round.
+/// However many keyspaces are written to, memtables may have so much.
+const LEAST_MEMTABLE: usize = 64 << 10;
+
+/// What was seen at the last round, and what follows from it for writers.
 ///
 /// The scheduler asks for the last write with its own lock held, and a round asks the scheduler: so that time is not behind the lock.
 #[derive(Debug, Default)]
@@ -40,6 +45,8 @@ pub(crate) struct Memory {
     seen: Mutex<Seen>,
     /// When a round last found that something had been written, in nanoseconds.
     written_at: AtomicU64,
+    /// Size at which a memtable is frozen now.
+    memtable_limit: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +76,14 @@ fn row_limit(cache: usize, live: u64) -> usize {
     cache.saturating_sub(indexes).clamp(cache / 8, cache / 4 * 3)
 }
 
+/// Where the memtables of each keyspace have so many bytes, the size at which one is frozen: with equal ones its part of `memtable`, with one that has
+/// nearly all of them nearly all of it.
+fn memtable_limit(memtable: usize, tables: &[usize]) -> usize {
+    let (sum, largest) = (tables.iter().sum::<usize>(), tables.iter().max().copied().unwrap_or(0));
+    let part = memtable as f64 * largest.max(1) as f64 / sum.max(1) as f64;
+    (part as usize).max(LEAST_MEMTABLE).min(memtable)
+}
+
 impl Seen {
     /// What others than the caches need now, or needed lately.
     fn leave(&mut self, now: Duration, need: usize, budget: usize) -> usize {
@@ -81,6 +96,17 @@ impl Seen {
 }
 
 impl Memory {
+    /// For memtables that are frozen at `memtable` bytes where one keyspace is written to.
+    pub(crate) fn new(memtable: usize) -> Memory {
+        Memory { memtable_limit: AtomicUsize::new(memtable), ..Memory::default() }
+    }
+
+    /// Size at which a memtable is frozen now.
+    #[inline]
+    pub(crate) fn memtable_limit(&self) -> usize {
+        self.memtable_limit.load(Relaxed)
+    }
+
     /// Whether nothing has been written for a while.
     pub(crate) fn at_rest(&self, now: Duration) -> bool {
         now.saturating_sub(Duration::from_nanos(self.written_at.load(Relaxed))) > IDLE
@@ -94,7 +120,11 @@ impl Shared {
         let heads = |state: &crate::state::State| -> usize {
             state.peek().heads.iter().map(|head| head.table.bytes()).sum()
         };
-        let mut need: usize = self.states().iter().map(|state| heads(state)).sum();
+        let tables: Vec<usize> = self.states().iter().map(|state| heads(state)).collect();
+        if self.options.memtable_bytes.is_none() {
+            self.memory.memtable_limit.store(memtable_limit(self.memtable_bytes, &tables), Relaxed);
+        }
+        let mut need: usize = tables.iter().sum();
         let (left, pointwise) = {
             let mut seen = self.memory.seen.lock();
             let (messages, tasks) = (self.counters.messages.load(Relaxed), self.counters.tasks.load(Relaxed));
@@ -141,6 +171,39 @@ mod tests {
         assert_eq!(row_limit(100 * mib, 1 << 30), 100 * mib - (1 << 30) / 40);
         assert_eq!(row_limit(100 * mib, 512 << 20), 75 * mib);
         assert_eq!(row_limit(100 * mib, 100 << 30), 100 * mib / 8);
+    }
+
+    #[test]
+    fn keyspaces_that_are_written_to_divide_the_size_of_a_memtable() {
+        let mib = 1 << 20;
+        assert_eq!(memtable_limit(64 * mib, &[]), 64 * mib);
+        assert_eq!(memtable_limit(64 * mib, &[0, 0]), 64 * mib);
+        assert_eq!(memtable_limit(64 * mib, &[0, 30 * mib, 0]), 64 * mib);
+        assert_eq!(memtable_limit(64 * mib, &[10 * mib, 10 * mib, 10 * mib, 10 * mib]), 16 * mib);
+        assert_eq!(memtable_limit(64 * mib, &[30 * mib, 10 * mib]), 48 * mib);
+        assert_eq!(memtable_limit(64 * mib, &[100; 10_000]), LEAST_MEMTABLE);
+        assert_eq!(memtable_limit(1024, &[100; 10_000]), 1024);
+    }
+
+    #[test]
+    fn memtables_of_many_keyspaces_stay_within_the_budget_together() -> crate::Result<()> {
+        let disk = betree_testkit::SimStorage::new(1);
+        let (budget, keyspaces) = (8 << 20, 16);
+        let db = crate::Db::builder().memory(budget).background_threads(0).open_on(disk.as_storage())?;
+        let all: Vec<_> =
+            (0..keyspaces).map(|i| db.keyspace(&format!("k{i}"))).collect::<crate::Result<_>>()?;
+        for i in 0..12_000u64 {
+            for keyspace in &all {
+                keyspace.insert(i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), [7; 100])?;
+            }
+            if i % 16 == 0 {
+                while db.run_background()? {}
+                let held = db.stats().memtable_bytes;
+                assert!(held <= budget as u64 / 2, "{held} bytes in memtables after {i} records each");
+            }
+        }
+        assert!(db.stats().memtable_flush_bytes > 0);
+        Ok(())
     }
 
     #[test]

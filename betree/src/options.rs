@@ -34,8 +34,8 @@ pub struct Options {
     /// work. Default 512 MiB, at least 1 MiB. More memory means fewer device reads and larger, rarer flushes.
     /// The log's mapped files (about two [`Options::log_file_bytes`]) come on top, in the operating system's page cache.
     pub memory: usize,
-    /// Size at which a memtable is frozen. Default: a sixth of `memory`, at most 64 MiB. Larger memtables lower write
-    /// amplification, and lengthen recovery. Up to two frozen ones wait for background work beside the active one.
+    /// Size at which a memtable is frozen. Default: a quarter of `memory`, at most 128 MiB, divided by the number of keyspaces that are written
+    /// to at the time. Larger memtables lower write amplification, and lengthen recovery. Up to two frozen ones wait for background work beside the active one.
     pub memtable_bytes: Option<usize>,
     /// What a write promises when nothing else is said. Default [`Durability::Buffered`].
     pub durability: Durability,
@@ -94,7 +94,8 @@ pub struct TreeOptions {
     /// make scans and compaction a little cheaper.
     pub page_bytes: usize,
     /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 2 MiB, and at most a 64th of the
-    /// memory budget (or 256 KiB).
+    /// memory budget (or 256 KiB). In buffers of nodes segments end where a leaf does, from a quarter of it on: a segment keeps its space
+    /// until all leaves have taken what is in it for them.
     pub segment_bytes: usize,
     /// Bits of filter per key. Default 16: in about 0.1 % of the cases a run is searched in vain for a key that it
     /// does not have. 0 means no filter. More bits take memory from the cache.

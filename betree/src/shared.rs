@@ -53,7 +53,7 @@ pub(crate) struct Keyspaces {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub options: Options,
-    /// Size at which a memtable is frozen.
+    /// Size at which a memtable is frozen where one keyspace is written to.
     pub memtable_bytes: usize,
     /// Memory for memtables.
     pub arenas: Arc<ArenaPool>,

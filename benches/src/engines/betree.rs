@@ -8,7 +8,7 @@ use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, p
 use crate::record::{Batch, Key};
 
 /// Share of the limit for the database's budget; the rest is for mapped log files, the program and the allocator.
-const BUDGET_PERCENT: u64 = 75;
+const BUDGET_PERCENT: u64 = 90;
 
 struct Betree {
     db: Db,

@@ -9,7 +9,7 @@ use rocksdb::{
 use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
 
-const CACHE_PERCENT: u64 = 62;
+const CACHE_PERCENT: u64 = 80;
 const MEMTABLE_PERCENT: u64 = 13;
 const MEMTABLES: i32 = 3;
 const JOBS: i32 = 3;
