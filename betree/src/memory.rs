@@ -21,7 +21,7 @@ use betree_storage::primitives::Mutex;
 use crate::shared::Shared;
 
 /// The part of the budget that is nobody's.
-const SLACK: usize = 8;
+const SLACK: usize = 12;
 /// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
 /// compactions let go of, since touching fresh memory costs more than what is done in it.
 pub(crate) const IDLE_BUFFERS: usize = 8;
@@ -63,7 +63,7 @@ struct Seen {
 
 /// The least that the caches get of a budget: what the memtables (one active, two frozen) and the buffers of background work leave of it.
 pub(crate) fn least_cache(budget: usize, memtable: usize) -> usize {
-    budget.saturating_sub(3 * memtable).saturating_sub(budget / 4).max(budget / 8)
+    budget.saturating_sub(3 * memtable).saturating_sub(budget / IDLE_BUFFERS).max(budget / 8)
 }
 
 /// Of `cache` bytes, the most that rows may have when there are `live` bytes of data.
@@ -138,7 +138,7 @@ impl Shared {
             }
             if tasks != seen.tasks || self.scheduler.is_working() {
                 seen.tasks = tasks;
-                need += budget / 4;
+                need += budget / IDLE_BUFFERS;
             } else {
                 self.pager.trim_buffers(budget / IDLE_BUFFERS_AT_REST);
             }
@@ -151,7 +151,7 @@ impl Shared {
         };
         let least = least_cache(budget, self.memtable_bytes);
         let cache = (budget - budget / SLACK).saturating_sub(left).max(least);
-        self.pins.trim(cache / 2, || self.states().iter().map(|state| state.peek().root.clone()).collect());
+        self.pins.trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
         let rows = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
         self.rows.set_limit(rows);
         // The rows' part is left alone from the beginning: pages that give way to rows one by one leave holes that the allocator cannot use for them.

@@ -50,7 +50,7 @@ pub(crate) fn check_options(options: &Options) -> Result<usize> {
     if options.memory < 1 << 20 {
         return refuse("memory", format!("{} bytes is under the least of 1 MiB", options.memory));
     }
-    let memtable = options.memtable_bytes.unwrap_or((options.memory / 4).min(128 << 20));
+    let memtable = options.memtable_bytes.unwrap_or((options.memory / 5).min(128 << 20));
     if memtable < 1024 || memtable > options.memory / 4 {
         return refuse("memtable_bytes", format!("{memtable} is not between 1 KiB and a quarter of memory"));
     }
