@@ -151,7 +151,8 @@ impl Shared {
         };
         let least = least_cache(budget, self.memtable_bytes);
         let cache = (budget - budget / SLACK).saturating_sub(left).max(least);
-        self.pins.trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
+        self.pins
+            .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
         let rows = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
         self.rows.set_limit(rows);
         // The rows' part is left alone from the beginning: pages that give way to rows one by one leave holes that the allocator cannot use for them.

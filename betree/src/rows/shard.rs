@@ -2,7 +2,7 @@
 //! "FIFO queues are all you need for cache eviction", SOSP 2023) a chunk at a time.
 //!
 //! ```text
-//! row := u64 at << 8 | credit    u16 value length    u16 key length    u32 keyspace    key    value    padding to 8 bytes
+//! row := u64 at << 8 | credit    u32 value length, key length, keyspace: 13, 13 and 6 bits    [u32 keyspace]    key    value    padding to 4 bytes
 //! ```
 //! A new row is appended to the last chunk of the probation queue, which has a tenth of the memory; one that is remembered to have left it
 //! lately goes to the main queue. When the oldest chunk of a queue has to go, rows that were read since are appended to the main queue, with less credit, the others leave.
@@ -19,27 +19,35 @@ use crate::hash::hash;
 use crate::types::{KeyspaceId, Seqno};
 
 const CHUNK: usize = 64 << 10;
-const HEADER: usize = 16;
-/// Longest row.
+/// Places in a chunk are multiples of it.
+const UNIT: usize = 4;
+/// Longest row, but for the longer of the two headers.
 const LARGEST: usize = CHUNK / 16;
+/// Bits of a length.
+const LEN_BITS: u32 = 13;
+const _: () = assert!(LARGEST < 1 << LEN_BITS);
+/// Stands for a keyspace that follows.
+const FOLLOWS: u32 = (1 << (32 - 2 * LEN_BITS)) - 1;
 /// The probation queue's part of the chunks.
 const PROBATION: usize = 10;
 const MAX_CREDIT: u8 = 3;
 /// Slots of the smallest table.
 const FEWEST_SLOTS: usize = 256;
 /// Bytes of a slot, with its share of the ghosts.
-const SLOT_BYTES: usize = size_of::<Slot>() + size_of::<u32>();
+const SLOT_BYTES: usize = size_of::<Slot>() + size_of::<u16>();
 const VACANT: u32 = u32::MAX;
+/// So many chunks can be named beside `VACANT`.
+const MOST_BYTES: usize = ((VACANT >> Place::OFFSET_BITS) as usize) * CHUNK;
 
-/// Where a row is: the number of its chunk, and its offset there in units of 8 bytes.
+/// Where a row is: the number of its chunk, and its offset there in units.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place(u32);
 
 impl Place {
-    const OFFSET_BITS: u32 = (CHUNK / 8).ilog2();
+    const OFFSET_BITS: u32 = (CHUNK / UNIT).ilog2();
 
     fn new(chunk: u32, offset: usize) -> Place {
-        Place(chunk << Self::OFFSET_BITS | (offset / 8) as u32)
+        Place(chunk << Self::OFFSET_BITS | (offset / UNIT) as u32)
     }
 
     fn chunk(self) -> usize {
@@ -47,7 +55,7 @@ impl Place {
     }
 
     fn offset(self) -> usize {
-        (self.0 & ((1 << Self::OFFSET_BITS) - 1)) as usize * 8
+        (self.0 & ((1 << Self::OFFSET_BITS) - 1)) as usize * UNIT
     }
 }
 
@@ -87,30 +95,46 @@ struct Header {
 
 impl Header {
     fn read(row: &[u8]) -> Header {
-        let (mut word, mut lens, mut keyspace) = ([0; 8], [0; 4], [0; 4]);
-        word.copy_from_slice(&row[..8]);
-        lens.copy_from_slice(&row[8..12]);
-        keyspace.copy_from_slice(&row[12..16]);
-        let word = u64::from_le_bytes(word);
-        let lens = u32::from_le_bytes(lens);
+        let word = |at: usize| -> u32 {
+            let mut word = [0; 4];
+            word.copy_from_slice(&row[at..at + 4]);
+            u32::from_le_bytes(word)
+        };
+        let when = u64::from(word(4)) << 32 | u64::from(word(0));
+        let (lens, mask) = (word(8), (1 << LEN_BITS) - 1);
+        let keyspace = lens >> (2 * LEN_BITS);
         Header {
-            at: Seqno(word >> 8),
-            credit: word as u8,
-            value_len: (lens & 0xffff) as usize,
-            key_len: (lens >> 16) as usize,
-            keyspace: KeyspaceId(u32::from_le_bytes(keyspace)),
+            at: Seqno(when >> 8),
+            credit: when as u8,
+            value_len: (lens & mask) as usize,
+            key_len: (lens >> LEN_BITS & mask) as usize,
+            keyspace: KeyspaceId(if keyspace == FOLLOWS { word(12) } else { keyspace }),
         }
     }
 
     fn write(&self, row: &mut [u8]) {
         row[..8].copy_from_slice(&(self.at.0 << 8 | u64::from(self.credit)).to_le_bytes());
-        let lens = self.value_len as u32 | (self.key_len as u32) << 16;
+        let keyspace = self.keyspace.0.min(FOLLOWS);
+        let lens = self.value_len as u32 | (self.key_len as u32) << LEN_BITS | keyspace << (2 * LEN_BITS);
         row[8..12].copy_from_slice(&lens.to_le_bytes());
-        row[12..16].copy_from_slice(&self.keyspace.0.to_le_bytes());
+        if keyspace == FOLLOWS {
+            row[12..16].copy_from_slice(&self.keyspace.0.to_le_bytes());
+        }
+    }
+
+    /// Length of the header.
+    fn len(&self) -> usize {
+        if self.keyspace.0 < FOLLOWS { 12 } else { 16 }
+    }
+
+    /// Where the key begins and ends, and the value ends.
+    fn parts(&self) -> (usize, usize, usize) {
+        let key = self.len();
+        (key, key + self.key_len, key + self.key_len + self.value_len)
     }
 
     fn row_len(&self) -> usize {
-        (HEADER + self.key_len + self.value_len).next_multiple_of(8)
+        self.parts().2.next_multiple_of(UNIT)
     }
 }
 
@@ -118,15 +142,19 @@ fn tag_of(hash: u64) -> u32 {
     (hash >> 32) as u32
 }
 
+/// The place of a tag among `slots`: any number of them will do.
+fn home(tag: u32, slots: usize) -> usize {
+    ((u64::from(tag) * slots as u64) >> 32) as usize
+}
+
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(super) struct Shard {
     limit: usize,
-    /// A power of two of them, or none.
     slots: Vec<Slot>,
     rows: usize,
-    /// Tags of rows that left the probation queue, each at the place that its low bits say.
-    ghosts: Vec<u32>,
+    /// Low halves of the tags of rows that left the probation queue, each at its home.
+    ghosts: Vec<u16>,
     chunks: Vec<Option<Chunk>>,
     vacant: Vec<u32>,
     probation: Queue,
@@ -145,8 +173,8 @@ impl Shard {
             header.credit += 1;
             header.write(row);
         }
-        let value = HEADER + header.key_len;
-        let found = (header.at, Bytes::copy_from_slice(&row[value..value + header.value_len]));
+        let (_, value, end) = header.parts();
+        let found = (header.at, Bytes::copy_from_slice(&row[value..end]));
         self.hits += 1;
         Some(found)
     }
@@ -154,7 +182,7 @@ impl Shard {
     pub(super) fn insert(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
         let header =
             Header { at, credit: 0, value_len: value.len(), key_len: key.key.len(), keyspace: key.keyspace };
-        if HEADER + key.key.len() + value.len() > LARGEST || at.0 >= 1 << 56 {
+        if key.key.len() + value.len() > LARGEST || at.0 >= 1 << 56 {
             return;
         }
         let mut which = Which::Probation;
@@ -166,7 +194,7 @@ impl Shard {
             }
             if old.value_len == value.len() {
                 Header { credit: old.credit, ..header }.write(row);
-                row[HEADER + old.key_len..][..value.len()].copy_from_slice(value);
+                row[old.parts().1..][..value.len()].copy_from_slice(value);
                 return;
             }
             self.forget(slot);
@@ -174,7 +202,7 @@ impl Shard {
         }
         let tag = tag_of(key.hash);
         if let Some(ghost) = self.ghost_of(tag)
-            && *ghost == tag
+            && *ghost == tag as u16
         {
             *ghost = 0;
             which = Which::Main;
@@ -185,13 +213,14 @@ impl Shard {
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {
-        self.limit = limit;
+        self.limit = limit.min(MOST_BYTES);
         while self.bytes() > self.limit && self.evict() {}
         if self.rows == 0 {
             (self.slots, self.ghosts) = (Vec::new(), Vec::new());
         }
-        while self.bytes() > self.limit && self.slots.len() > FEWEST_SLOTS.max(2 * self.rows) {
-            self.resize(self.slots.len() / 2);
+        let enough = FEWEST_SLOTS.max(self.rows * 5 / 4);
+        if self.bytes() > self.limit && self.slots.len() > enough {
+            self.resize(enough);
         }
         self.moving = Vec::new();
     }
@@ -225,13 +254,17 @@ impl Shard {
         self.find_by(tag, |place| {
             let row = self.row(place);
             let header = Header::read(row);
-            header.keyspace == key.keyspace && row[HEADER..HEADER + header.key_len] == *key.key
+            let (start, end, _) = header.parts();
+            header.keyspace == key.keyspace && row[start..end] == *key.key
         })
     }
 
     fn find_by(&self, tag: u32, is_it: impl Fn(Place) -> bool) -> Option<usize> {
-        let mask = self.slots.len().checked_sub(1)?;
-        let mut at = tag as usize & mask;
+        let slots = self.slots.len();
+        if slots == 0 {
+            return None;
+        }
+        let mut at = home(tag, slots);
         loop {
             let slot = self.slots[at];
             if slot.place == VACANT {
@@ -240,23 +273,24 @@ impl Shard {
             if slot.tag == tag && is_it(Place(slot.place)) {
                 return Some(at);
             }
-            at = (at + 1) & mask;
+            at = self.after(at);
         }
     }
 
     /// Vacates a slot, and moves those behind it that would not be found any more.
     fn forget(&mut self, slot: usize) {
-        let mask = self.slots.len() - 1;
+        let slots = self.slots.len();
+        // How far `to` lies behind `from`, going round.
+        let distance = |from: usize, to: usize| if to >= from { to - from } else { to + slots - from };
         let (mut hole, mut at) = (slot, slot);
         loop {
-            at = (at + 1) & mask;
+            at = self.after(at);
             let next = self.slots[at];
             if next.place == VACANT {
                 break;
             }
-            let home = next.tag as usize & mask;
             // Whether the hole lies between its home and where it is.
-            if (at.wrapping_sub(home) & mask) >= (at.wrapping_sub(hole) & mask) {
+            if distance(home(next.tag, slots), at) >= distance(hole, at) {
                 self.slots[hole] = next;
                 hole = at;
             }
@@ -266,17 +300,21 @@ impl Shard {
     }
 
     fn occupy(&mut self, tag: u32, place: Place) {
-        let mask = self.slots.len() - 1;
-        let mut at = tag as usize & mask;
+        let mut at = home(tag, self.slots.len());
         while self.slots[at].place != VACANT {
-            at = (at + 1) & mask;
+            at = self.after(at);
         }
         self.slots[at] = Slot { tag, place: place.0 };
     }
 
-    fn ghost_of(&mut self, tag: u32) -> Option<&mut u32> {
-        let mask = self.ghosts.len().checked_sub(1)?;
-        Some(&mut self.ghosts[tag as usize & mask])
+    /// The slot after `at`, going round.
+    fn after(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+    }
+
+    fn ghost_of(&mut self, tag: u32) -> Option<&mut u16> {
+        let at = home(tag, self.ghosts.len());
+        self.ghosts.get_mut(at)
     }
 
     fn resize(&mut self, slots: usize) {
@@ -292,7 +330,7 @@ impl Shard {
         if (self.rows + 1) * 8 <= self.slots.len() * 7 {
             return true;
         }
-        let slots = (2 * self.slots.len()).max(FEWEST_SLOTS);
+        let slots = (self.slots.len() / 4 * 5).max(FEWEST_SLOTS);
         let more = (slots - self.slots.len()) * SLOT_BYTES;
         while self.bytes() + more > self.limit {
             if !self.evict() {
@@ -356,9 +394,9 @@ impl Shard {
         chunk.used += header.row_len();
         let row = &mut chunk.bytes[at..chunk.used];
         header.write(row);
-        let (key_at, value_at) = (HEADER, HEADER + key.len());
-        row[key_at..value_at].copy_from_slice(key);
-        row[value_at..value_at + value.len()].copy_from_slice(value);
+        let (start, middle, end) = header.parts();
+        row[start..middle].copy_from_slice(key);
+        row[middle..end].copy_from_slice(value);
         self.rows += 1;
         self.occupy(tag, Place::new(number, at));
     }
@@ -378,7 +416,8 @@ impl Shard {
             let row = &chunk.bytes[at..at + header.row_len()];
             let place = Place::new(number, at);
             at += header.row_len();
-            let key = &row[HEADER..HEADER + header.key_len];
+            let (start, end, _) = header.parts();
+            let key = &row[start..end];
             let tag = tag_of(RowKey::new(header.keyspace, key, hash(key)).hash);
             let Some(slot) = self.find_by(tag, |found| found == place) else { continue };
             self.forget(slot);
@@ -387,7 +426,7 @@ impl Shard {
             } else if which == Which::Probation
                 && let Some(ghost) = self.ghost_of(tag)
             {
-                *ghost = tag;
+                *ghost = tag as u16;
             }
         }
         self.vacant.push(number);
@@ -407,8 +446,8 @@ impl Shard {
             if !self.fits(Which::Main, header.row_len()) {
                 self.begin_chunk(Which::Main);
             }
-            let (key, value) =
-                row[HEADER..HEADER + header.key_len + header.value_len].split_at(header.key_len);
+            let (start, middle, end) = header.parts();
+            let (key, value) = (&row[start..middle], &row[middle..end]);
             let tag = tag_of(RowKey::new(header.keyspace, key, hash(key)).hash);
             self.append(Which::Main, header, tag, key, value);
         }
@@ -426,7 +465,8 @@ impl Shard {
             assert_eq!(queues.iter().map(|q| q.0.iter().filter(|&&c| c == number).count()).sum::<usize>(), 1);
             let row = self.row(place);
             let header = Header::read(row);
-            let key = &row[HEADER..HEADER + header.key_len];
+            let (start, end, _) = header.parts();
+            let key = &row[start..end];
             assert!(seen.insert((header.keyspace, key.to_vec())));
             let named = RowKey::new(header.keyspace, key, hash(key));
             assert_eq!(self.find(named).map(|at| self.slots[at].place), Some(slot.place));
