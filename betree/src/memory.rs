@@ -21,7 +21,7 @@ use betree_storage::primitives::Mutex;
 use crate::shared::Shared;
 
 /// The part of the budget that is nobody's.
-const SLACK: usize = 12;
+const SLACK: usize = 8;
 /// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
 /// compactions let go of, since touching fresh memory costs more than what is done in it.
 pub(crate) const IDLE_BUFFERS: usize = 8;

@@ -34,7 +34,7 @@ pub struct Options {
     /// work. Default 512 MiB, at least 1 MiB. More memory means fewer device reads and larger, rarer flushes.
     /// The log's mapped files (about two [`Options::log_file_bytes`]) come on top, in the operating system's page cache.
     pub memory: usize,
-    /// Size at which a memtable is frozen. Default: a quarter of `memory`, at most 128 MiB, divided by the number of keyspaces that are written
+    /// Size at which a memtable is frozen. Default: a fifth of `memory`, at most 128 MiB, divided by the number of keyspaces that are written
     /// to at the time. Larger memtables lower write amplification, and lengthen recovery. Up to two frozen ones wait for background work beside the active one.
     pub memtable_bytes: Option<usize>,
     /// What a write promises when nothing else is said. Default [`Durability::Buffered`].
