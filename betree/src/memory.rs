@@ -20,8 +20,10 @@ use betree_storage::primitives::Mutex;
 
 use crate::shared::Shared;
 
-/// The part of the budget that is nobody's.
+/// The caches leave this part of the budget at least: what a full page and row cache cost beside what is in them, and the trunk.
 const SLACK: usize = 8;
+/// Beside what memtables and background work need, they leave this part: they are small then.
+const LEAN_SLACK: usize = 16;
 /// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
 /// compactions let go of, since touching fresh memory costs more than what is done in it.
 pub(crate) const IDLE_BUFFERS: usize = 8;
@@ -150,7 +152,8 @@ impl Shared {
             (seen.leave(now, need + self.arenas.idle_bytes(), budget), pointwise)
         };
         let least = least_cache(budget, self.memtable_bytes);
-        let cache = (budget - budget / SLACK).saturating_sub(left).max(least);
+        let left = (left + budget / LEAN_SLACK).max(budget / SLACK);
+        let cache = budget.saturating_sub(left).max(least);
         self.pins
             .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
         let rows = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
