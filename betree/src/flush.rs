@@ -498,3 +498,49 @@ fn join_parts(parts: Vec<Part>, leaf_bytes: u64) -> Vec<Part> {
     }
     joined
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Db, Result, TreeOptions};
+
+    /// Segments that wait for several leaves keep their space until the last of them had its turn: they should be few.
+    #[test]
+    fn segments_of_a_buffer_end_where_leaves_do() -> Result<()> {
+        let quarter: u32 = 32 << 10;
+        let tree = TreeOptions {
+            leaf_bytes: 64 << 10,
+            segment_bytes: 4 * quarter as usize,
+            fanout: 128,
+            ..TreeOptions::default()
+        };
+        let disk = betree_testkit::SimStorage::new(1);
+        let builder =
+            Db::builder().memory(8 << 20).memtable_bytes(512 << 10).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        let mut next = 0u64;
+        let mut insert = |count: u64| -> Result<()> {
+            for _ in 0..count {
+                next += 1;
+                keyspace.insert(next.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), [7; 100])?;
+            }
+            Ok(())
+        };
+        insert(20_000)?;
+        db.compact()?;
+        insert(3_000)?;
+        keyspace.state.freeze();
+        assert!(db.run_background()?, "the flush of the memtable");
+
+        let root = keyspace.state.view().root.clone();
+        let lows: Vec<&[u8]> = root.children.iter().map(|child| &child.low[..]).collect();
+        let run = &root.queue.last().expect("the run that was just written").run;
+        assert!(lows.len() > 20 && run.segments.len() > 5, "{} leaves, {}", lows.len(), run.segments.len());
+        for pair in run.segments.windows(2) {
+            let between = |low: &&[u8]| pair[0].max[..] < **low && **low <= pair[1].min[..];
+            assert!(lows.iter().any(between), "{:?}", pair[0]);
+            assert!(pair[0].data_len >= quarter && pair[0].data_len < 3 * quarter, "{:?}", pair[0]);
+        }
+        db.check().map(drop)
+    }
+}
