@@ -248,6 +248,7 @@ pub(crate) fn flush_to_node(
     io: &mut TaskIo,
     begun: &mut dyn FnMut(),
 ) -> Result<Install> {
+    let Target::Node(below) = &site.node.children[site.index].target else { return Ok(Box::new(|_| false)) };
     let runs = site.runs();
     let options = &state.tree;
     let (first, last) = seqnos(runs.iter());
@@ -257,7 +258,6 @@ pub(crate) fn flush_to_node(
     let spans = merge.spans();
     shared.counters.flush_read.fetch_add(merge.bytes(), Relaxed);
     let mut writer = rewriter(shared, &mut io.write, *options, &shared.counters.flush_written);
-    let Target::Node(below) = &site.node.children[site.index].target else { return Ok(Box::new(|_| false)) };
     let mut cuts = Cuts::new(below, options);
     while let Some(message) = merge.step()? {
         cuts.before(message.key, &mut writer)?;

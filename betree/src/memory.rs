@@ -25,7 +25,7 @@ const SLACK: usize = 8;
 /// Beside what memtables and background work need, they leave this part: they are small then.
 const LEAN_SLACK: usize = 16;
 /// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
-/// compactions let go of, since touching fresh memory costs more than what is done in it.
+/// compactions let go of, since touching fresh memory costs more than what is done in it. As much is reckoned for it while it goes on.
 pub(crate) const IDLE_BUFFERS: usize = 8;
 /// The same when there is none.
 const IDLE_BUFFERS_AT_REST: usize = 24;

@@ -21,7 +21,7 @@ use crate::types::{KeyspaceId, Seqno};
 const CHUNK: usize = 64 << 10;
 /// Places in a chunk are multiples of it.
 const UNIT: usize = 4;
-/// Longest row, but for the longer of the two headers.
+/// Most bytes of key and value together.
 const LARGEST: usize = CHUNK / 16;
 /// Bits of a length.
 const LEN_BITS: u32 = 13;
@@ -219,7 +219,7 @@ impl Shard {
             (self.slots, self.ghosts) = (Vec::new(), Vec::new());
         }
         let enough = FEWEST_SLOTS.max(self.rows * 5 / 4);
-        if self.bytes() > self.limit && self.slots.len() > enough {
+        if self.slots.len() > 2 * enough {
             self.resize(enough);
         }
         self.moving = Vec::new();
