@@ -28,8 +28,10 @@ pub type Files = BTreeMap<String, Vec<u8>>;
 const LARGEST_REQUEST: usize = 4 << 20;
 /// The most memory that it may hold at once.
 const MOST_HELD: usize = 32 << 20;
-/// One in so many databases that were right all the same is written to, ended and opened again.
+/// The first and then one in so many databases that were right all the same is written to, ended and opened again.
 const GOES_ON: u64 = 64;
+/// So many flips at the log's end, one byte in eight, are asked whether they cut it short.
+const NEAR_THE_END: usize = 256;
 
 /// How often what came of one kind of damage to one kind of structure.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -100,7 +102,7 @@ impl Victim {
     /// A wrong answer, a panic, too much memory, or an error that does not name the place.
     pub fn suffer(&self, damage: &Damage, summary: &mut Summary) -> Result<(), String> {
         let what = || format!("seed {} {:?}: {damage}", self.seed, self.kind);
-        let number = summary.by_class.values().map(|counts| counts.cases).sum::<u64>();
+        let number = summary.by_class.values().map(|counts| counts.harmless + counts.cut).sum::<u64>();
         let (judged, measure) = measured(|| guarded(|| self.judge(damage, number, summary)));
         let outcome = judged.map_err(|e| format!("{}: {e}", what()))?;
         summary.largest_request = summary.largest_request.max(measure.largest);
@@ -116,6 +118,12 @@ impl Victim {
             Outcome::Cut => counts.cut += 1,
         }
         Ok(())
+    }
+
+    /// Whether the log is sound with `damage`, but shorter.
+    fn is_cut_by(&self, damage: &Damage) -> bool {
+        let verdict = damage.done_to(&self.files).map(|files| log::replay(&files, self.start).0);
+        matches!(verdict, Ok(log::Verdict::Records(n)) if n < self.replayed())
     }
 
     fn judge(&self, damage: &Damage, number: u64, summary: &mut Summary) -> Result<Outcome, String> {
@@ -221,14 +229,19 @@ fn go_on(
     }
 }
 
-/// Flips `flips` bytes drawn from `seed` and does `others` things of each other class.
+/// Flips `flips` bytes drawn from `seed` and does `others` things of each other class. Among the flips is one that cuts the log short,
+/// where one near the log's end does: so few do that chance would leave them out of one sample in thirty.
 ///
 /// # Errors
 /// What [`Victim::suffer`] says, first failure first.
 pub fn sample(victim: &Victim, seed: u64, flips: usize, others: usize) -> Result<Summary, String> {
     let mut summary = Summary::default();
     let mut damages = victim.damages(seed);
+    let frames = damages.iter().enumerate().rev().filter(|(_, damage)| damage.is_flip_in_frame());
+    let cut = frames.step_by(8).take(NEAR_THE_END).find(|(_, damage)| victim.is_cut_by(damage));
+    let cut = cut.map(|(i, _)| i).map(|i| damages.swap_remove(i));
     Rng::new(seed).shuffle(&mut damages);
+    damages.splice(..0, cut);
     for class in Class::ALL {
         let count = if class == Class::Flip { flips } else { others };
         for damage in damages.iter().filter(|damage| damage.class == class).take(count) {

@@ -143,6 +143,11 @@ impl Damage {
         })
     }
 
+    /// Whether it is a flip within a frame of the log.
+    pub(super) fn is_flip_in_frame(&self) -> bool {
+        self.class == Class::Flip && self.structure.starts_with("log: frame")
+    }
+
     /// A copy of the disk after it. Cheap for flips, of which there are many.
     pub(super) fn done_on(&self, disk: &SimStorage, files: &Files) -> Result<Arc<SimStorage>, String> {
         let disk = disk.crashed_copy(1);
