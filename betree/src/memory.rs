@@ -5,7 +5,8 @@
 //! the trunk, iterators and the allocator. The caches give way at once, and get memory back slowly.
 //!
 //! What the caches have is shared between pages and rows: rows get most of it when keys are being read and the data is larger than the cache, and
-//! nothing when all pages fit, since a record in two places is memory wasted. Page indexes and filters, held by segments or in the page cache, come before rows, for every read of
+//! nothing when all pages fit, since a record in two places is memory wasted. Pages have what rows do not fill: a page read for one row brings thirty
+//! more, so from a cold start pages are worth most, and give way as rows take over. Page indexes and filters, held by segments or in the page cache, come before rows, for every read of
 //! a row that is not cached needs them.
 //!
 //! All of that is reckoned with one keyspace that is written to. Where there are several at a time, each freezes its memtable at its part of the size.
@@ -33,6 +34,8 @@ const IDLE_BUFFERS_AT_REST: usize = 24;
 const RETURN: usize = 4;
 /// After this long without a write, idle memory of memtables is given back, and leaves are settled (`scheduler`).
 const IDLE: Duration = Duration::from_secs(2);
+/// Rows may grow by this part of the caches until the next round; what they have not filled yet is the pages'.
+const ROWS_STEP: usize = 16;
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
@@ -156,9 +159,9 @@ impl Shared {
         let cache = budget.saturating_sub(left).max(least);
         self.pins
             .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
-        let rows = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
+        let most = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
+        let rows = most.min(self.rows.stats().bytes + cache / ROWS_STEP);
         self.rows.set_limit(rows);
-        // The rows' part is left alone from the beginning: pages that give way to rows one by one leave holes that the allocator cannot use for them.
         let pages = cache.saturating_sub(rows).saturating_sub(self.pins.bytes());
         self.pager.set_cache_bytes(pages.max(cache / 8));
     }

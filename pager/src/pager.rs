@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use betree_storage::primitives::Mutex;
-use betree_storage::{BufPool, File, Ring, Storage};
+use betree_storage::{BufPool, File, Frames, Ring, Storage};
 
 use crate::cache::Cache;
 use crate::checksum::Sealer;
@@ -32,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) sealer: Sealer,
     pub(crate) space: Space,
     pub(crate) cache: Cache,
+    pub(crate) frames: Frames,
     pub(crate) buffers: BufPool,
     pub(crate) rings: Mutex<Vec<Box<dyn Ring>>>,
     pub(crate) counters: Counters,
@@ -71,6 +72,7 @@ impl Pager {
             sealer: Sealer::new(newest.uuid),
             space,
             cache: Cache::new(options.cache_bytes),
+            frames: Frames::default(),
             buffers: BufPool::new(options.idle_buffer_bytes),
             rings: Mutex::new(Vec::new()),
             counters: Counters::default(),

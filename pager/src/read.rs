@@ -130,7 +130,7 @@ impl Pager {
     /// Its write need not have happened yet.
     pub fn insert(&self, extent: &Extent, at: u32, page: &[u8], kind: PageKind) -> Page {
         let key = Key { extent: extent.id(), block: at / BLOCK as u32 };
-        let page = Page::copy_of(page, kind);
+        let page = Page::in_frame(&self.0.frames, page, kind);
         self.0.cache.insert(key, page.clone());
         page
     }
@@ -210,7 +210,7 @@ impl Pager {
     /// The page in `bytes`, which were read from its place: verified, and cached if it is to be kept.
     pub fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
         self.verify(bytes, want.file_offset(), want.expected)?;
-        let page = Page::copy_of(bytes, want.kind);
+        let page = Page::in_frame(&self.0.frames, bytes, want.kind);
         if want.keep {
             self.0.cache.insert(want.key(), page.clone());
         }
