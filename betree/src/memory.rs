@@ -29,7 +29,7 @@ const LEAN_SLACK: usize = 16;
 /// compactions let go of, since touching fresh memory costs more than what is done in it. As much is reckoned for it while it goes on.
 pub(crate) const IDLE_BUFFERS: usize = 8;
 /// The same when there is none.
-const IDLE_BUFFERS_AT_REST: usize = 24;
+const IDLE_BUFFERS_AT_REST: usize = 64;
 /// The caches get back this part of the budget per second at most.
 const RETURN: usize = 4;
 /// After this long without a write, idle memory of memtables is given back, and leaves are settled (`scheduler`).

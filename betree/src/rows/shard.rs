@@ -159,8 +159,8 @@ pub(super) struct Shard {
     vacant: Vec<u32>,
     probation: Queue,
     main: Queue,
-    /// Rows on their way from an evicted chunk to the main queue.
-    moving: Vec<u8>,
+    /// The memory of the chunk evicted last, for the next one.
+    spare: Option<Box<[u8]>>,
     hits: u64,
 }
 
@@ -222,7 +222,7 @@ impl Shard {
         if self.slots.len() > 2 * enough {
             self.resize(enough);
         }
-        self.moving = Vec::new();
+        self.spare = None;
     }
 
     pub(super) fn add_stats(&self, sum: &mut RowStats) {
@@ -372,7 +372,8 @@ impl Shard {
     }
 
     fn begin_chunk(&mut self, which: Which) {
-        let chunk = Some(Chunk { bytes: vec![0; CHUNK].into(), used: 0 });
+        let bytes = self.spare.take().unwrap_or_else(|| vec![0; CHUNK].into());
+        let chunk = Some(Chunk { bytes, used: 0 });
         let number = match self.vacant.pop() {
             Some(number) => {
                 self.chunks[number as usize] = chunk;
@@ -407,22 +408,22 @@ impl Shard {
         let probation = self.probation.0.len() * PROBATION >= chunks || self.main.0.is_empty();
         let which = if probation { Which::Probation } else { Which::Main };
         let Some(number) = self.queue(which).0.pop_front() else { return false };
-        let Some(chunk) = self.chunks[number as usize].take() else { return true };
-        let mut moving = std::mem::take(&mut self.moving);
-        moving.clear();
-        let mut at = 0;
-        while at < chunk.used {
-            let header = Header::read(&chunk.bytes[at..]);
-            let row = &chunk.bytes[at..at + header.row_len()];
-            let place = Place::new(number, at);
-            at += header.row_len();
+        let Some(Chunk { mut bytes, used }) = self.chunks[number as usize].take() else { return true };
+        // Those that stay are moved together first.
+        let (mut at, mut staying) = (0, 0);
+        while at < used {
+            let header = Header::read(&bytes[at..]);
+            let (place, row) = (Place::new(number, at), at..at + header.row_len());
+            at = row.end;
             let (start, end, _) = header.parts();
-            let key = &row[start..end];
+            let key = &bytes[row.start + start..row.start + end];
             let tag = tag_of(RowKey::new(header.keyspace, key, hash(key)).hash);
             let Some(slot) = self.find_by(tag, |found| found == place) else { continue };
             self.forget(slot);
             if header.credit > 0 {
-                moving.extend_from_slice(row);
+                let len = row.len();
+                bytes.copy_within(row, staying);
+                staying += len;
             } else if which == Which::Probation
                 && let Some(ghost) = self.ghost_of(tag)
             {
@@ -430,9 +431,8 @@ impl Shard {
             }
         }
         self.vacant.push(number);
-        drop(chunk);
-        self.append_moving(&moving);
-        self.moving = moving;
+        self.append_moving(&bytes[..staying]);
+        self.spare = Some(bytes);
         true
     }
 

@@ -278,8 +278,16 @@ mod tests {
             cache.insert(key(id), page(id, 4096, PageKind::Data));
         }
         assert!(cache.stats().bytes > 700 << 10);
+        let latest = (0..200).rev().find(|&id| get(&cache, id, PageKind::Data).is_some()).unwrap();
         cache.set_budget(100 << 10);
         assert!(cache.stats().bytes <= 100 << 10);
+        cache.shards.iter().for_each(|shard| shard.lock().check());
+        assert!(get(&cache, latest, PageKind::Data).is_some());
+        for id in 1000..1100 {
+            cache.insert(key(id), page(id, 4096, PageKind::Data));
+        }
+        cache.shards.iter().for_each(|shard| shard.lock().check());
+        assert!(cache.stats().pages > 10);
         cache.set_budget(0);
         assert_eq!((cache.stats().bytes, cache.stats().pages), (0, 0));
         cache.insert(key(1), page(1, 4096, PageKind::Data));

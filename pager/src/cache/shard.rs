@@ -74,6 +74,9 @@ const MAX_CREDIT: u8 = 3;
 /// The credit a meta page can collect.
 const MAX_META_CREDIT: u8 = 7;
 
+/// Entries that are kept room for, however few there are.
+const FEW: usize = 64;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Queue {
     Small,
@@ -205,7 +208,28 @@ impl Shard {
         self.budget = budget;
         let mut gone = Vec::new();
         self.evict(&mut gone);
+        if self.entries.len() > 2 * self.table.len() + FEW {
+            self.shrink();
+        }
         gone
+    }
+
+    /// Lets go of the memory that more entries needed than there are now.
+    fn shrink(&mut self) {
+        let mut entries = Vec::with_capacity(self.table.len());
+        for slot in self.small.iter_mut().chain(&mut self.main) {
+            let entry = self.entries[*slot as usize].take();
+            *slot = entries.len() as u32;
+            if let Some(entry) = &entry {
+                self.table.insert(entry.key, *slot);
+            }
+            entries.push(entry);
+        }
+        (self.entries, self.vacant) = (entries, Vec::new());
+        self.table.shrink_to_fit();
+        self.small.shrink_to_fit();
+        self.main.shrink_to_fit();
+        self.ghosts.shrink();
     }
 
     pub(crate) fn stats(&self) -> ShardStats {
@@ -326,6 +350,11 @@ impl Ghosts {
     /// Whether the key was remembered; it no longer is.
     fn remove(&mut self, key: Key) -> bool {
         self.numbers.remove(&key.hash()).is_some()
+    }
+
+    fn shrink(&mut self) {
+        self.numbers.shrink_to_fit();
+        self.order.shrink_to_fit();
     }
 
     fn trim(&mut self, most: usize) {
