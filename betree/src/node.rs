@@ -64,6 +64,21 @@ pub(crate) struct Child {
     pub target: Target,
 }
 
+/// Bytes that iterators read from the device because what waits for a vertex, or lies over a leaf's base, was not merged with what is below yet. Never
+/// stored, and nothing again in the vertex that takes this one's place. At rest it decides what is merged (`scheduler::due`).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Crossed(Arc<AtomicU64>);
+
+impl Crossed {
+    pub(crate) fn add(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Relaxed);
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
 /// Bottom vertex of the tree.
 #[derive(Debug)]
 pub(crate) struct Leaf {
@@ -76,6 +91,7 @@ pub(crate) struct Leaf {
     pub garbage: u64,
     /// Deletes up to here may have vanished with what they deleted: absence from the runs says nothing of the time before. Never stored.
     pub settled: Seqno,
+    pub crossed: Crossed,
 }
 
 impl Leaf {
@@ -91,7 +107,7 @@ impl Leaf {
         settled: Seqno,
     ) -> Arc<Leaf> {
         let base = base.filter(|r| !r.is_empty());
-        Arc::new(Leaf { id: LeafId::fresh(), base, deltas, garbage, settled })
+        Arc::new(Leaf { id: LeafId::fresh(), base, deltas, garbage, settled, crossed: Crossed::default() })
     }
 
     /// Its runs, newest first.
@@ -125,6 +141,7 @@ pub(crate) struct Node {
     pub queue: Vec<Queued>,
     pub next_number: u64,
     pub place: OnceLock<NodePlace>,
+    pub crossed: Crossed,
     /// What [`Node::census`] found.
     census: OnceLock<Census>,
 }
@@ -194,7 +211,8 @@ impl Node {
 
     /// A node that no checkpoint has needed yet.
     pub(crate) fn new(level: u32, children: Vec<Child>, queue: Vec<Queued>, next_number: u64) -> Node {
-        Node { level, children, queue, next_number, place: OnceLock::new(), census: OnceLock::new() }
+        let (place, census) = (OnceLock::new(), OnceLock::new());
+        Node { level, children, queue, next_number, place, crossed: Crossed::default(), census }
     }
 
     /// A tree without any message.

@@ -92,6 +92,11 @@ impl Pager {
 
     /// The pages in the order asked for. All that are not cached are read in one batch.
     pub fn get_many(&self, wants: &[PageRef<'_>]) -> Vec<Result<Page>> {
+        self.get_many_telling(wants).0
+    }
+
+    /// As [`Pager::get_many`], with the indexes of those that had to be read.
+    pub fn get_many_telling(&self, wants: &[PageRef<'_>]) -> (Vec<Result<Page>>, Vec<usize>) {
         let mut pages = Vec::with_capacity(wants.len());
         let mut missing = Vec::new();
         for (index, want) in wants.iter().enumerate() {
@@ -108,15 +113,16 @@ impl Pager {
             [index] => pages[index] = Some(self.read_one(&wants[index])),
             _ => {
                 if let Err(error) = self.read_many(wants, &missing, &mut pages) {
-                    missing.retain(|&index| pages[index].is_none());
-                    for index in missing {
-                        pages[index] = Some(Err(error.clone()));
+                    for &index in &missing {
+                        pages[index].get_or_insert_with(|| Err(error.clone()));
                     }
                 }
             }
         }
         // Every index was either found or missing, and every missing one was answered.
-        pages.into_iter().zip(wants).map(|(page, want)| page.unwrap_or_else(|| self.read_one(want))).collect()
+        let answered = pages.into_iter().zip(wants);
+        let pages = answered.map(|(page, want)| page.unwrap_or_else(|| self.read_one(want))).collect();
+        (pages, missing)
     }
 
     /// The page if it is in the cache; never reads. Absence is not counted as a miss.

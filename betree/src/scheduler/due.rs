@@ -7,7 +7,10 @@
 //! written to ages with its parent's queue and comes due by its run count, so that it does not pin old runs.
 //!
 //! At rest, when nothing is due and nothing was written for a while, leaves are *settled*: those whose base is in part overwritten or deleted
-//! are compacted, so that space comes back and scans read only what is there. Range deletes go down to them first.
+//! are compacted, so that space comes back and scans read only what is there. Range deletes go down to them first. So are those on which iterators have
+//! spent as many bytes, read from runs above the base, as their compaction reads and writes ([`Crossed`](crate::node::Crossed)): whatever is read afterwards,
+//! no more than twice the bytes are moved that the better of the two, to merge at once or never, would have moved. What waits for inner children is
+//! passed on by the same rule.
 //!
 //! Cost of a look: one comparison per inner node, since a node remembers its [`Census`](crate::node::Census), and one per child of the node chosen.
 
@@ -17,7 +20,7 @@ use std::time::Instant;
 
 use super::{Claim, FULL_DEVICE_PAUSE, Inner, Task};
 use crate::flush::Site;
-use crate::node::{Node, Target};
+use crate::node::{Crossed, Node, Target};
 use crate::shared::Shared;
 use crate::state::State;
 
@@ -27,6 +30,12 @@ const SQUEEZED_TASKS: u64 = 16;
 const SETTLED_GARBAGE_PERCENT: u64 = 10;
 /// Changes of the trees at rest after which a checkpoint lets go of what they replaced.
 const SETTLED_TASKS: u64 = 32;
+
+/// What iterators have spent, in percent of what it costs to read and write `bytes`; 0 below a hundred.
+fn repaid(crossed: &Crossed, bytes: u64) -> u64 {
+    let percent = crossed.bytes().saturating_mul(50) / bytes.max(1);
+    if percent < 100 { 0 } else { percent }
+}
 
 /// The most urgent child found so far, and the bytes overdue.
 #[derive(Default)]
@@ -100,7 +109,7 @@ fn task_of(state: Arc<State>, site: Site, force: bool) -> (Claim, Task) {
 }
 
 /// Finds the child below `node` that is to be settled first, with its waste in percent: an inner one for which range deletes wait that may free
-/// something below, or the leaf with most garbage for its size.
+/// something below, or the one with most garbage, or most bytes read in vain, for its size.
 fn worst_below(
     state: &Arc<State>,
     node: &Arc<Node>,
@@ -114,10 +123,12 @@ fn worst_below(
         let waste = match &child.target {
             Target::Leaf(leaf) => {
                 let covered = if spans { Site::new(node, index, high).covered_garbage(leaf) } else { 0 };
-                (leaf.garbage + covered) * 100 / leaf.base_bytes().max(1)
+                let garbage = (leaf.garbage + covered) * 100 / leaf.base_bytes().max(1);
+                let all = leaf.base_bytes() + leaf.delta_bytes() + child.pending;
+                garbage.max(repaid(&leaf.crossed, all))
             }
             Target::Node(_) if spans => u64::MAX,
-            Target::Node(_) => 0,
+            Target::Node(below) => repaid(&below.crossed, child.pending),
         };
         let least = worst.as_ref().map_or(SETTLED_GARBAGE_PERCENT, |(most, ..)| most.saturating_add(1));
         if waste >= least && !inner.claims.contains(&claim_of(state, node, index)) {
@@ -260,6 +271,61 @@ mod tests {
         let rows = db.keyspace("records")?.iter().collect::<Result<Vec<_>>>()?;
         assert_eq!(rows.len(), 4000);
         assert!(rows.iter().all(|(_, value)| value[..] == [2; 100]));
+        Ok(())
+    }
+
+    #[test]
+    fn at_rest_what_iterators_cross_again_and_again_is_merged_and_nothing_else() -> Result<()> {
+        let disk = betree_testkit::SimStorage::new(3);
+        let tree = TreeOptions { leaf_bytes: 64 << 10, segment_bytes: 32 << 10, ..TreeOptions::default() };
+        let builder = Db::builder().memory(1 << 20).memtable_bytes(64 << 10).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        for i in 0..40_000u64 {
+            keyspace.insert((i * 2_654_435_761 % 40_000).to_be_bytes(), [i as u8; 100])?;
+            while i % 500 == 0 && db.run_background()? {}
+        }
+        db.checkpoint()?;
+        let rest = || -> Result<()> {
+            for _ in 0..2 {
+                disk.pause(Duration::from_secs(5));
+                while db.run_background()? {}
+            }
+            Ok(())
+        };
+        rest()?;
+        let before = db.stats();
+        // A few scans do not pay for anything.
+        let scan = |from: u64| -> Result<()> {
+            let rows = keyspace.range(from.to_be_bytes()..).take(20).collect::<Result<Vec<_>>>()?;
+            assert_eq!(rows.len(), 20);
+            Ok(())
+        };
+        (0..20).try_for_each(|i| scan(i * 1000))?;
+        rest()?;
+        let moved = || {
+            let stats = db.stats();
+            let sum = |stats: &crate::Stats| stats.compact_bytes_written + stats.flush_bytes_written;
+            sum(&stats) - sum(&before)
+        };
+        assert_eq!(moved(), 0);
+        // Many in the lower half pay for the lower half.
+        let reads_of_scans = || -> Result<u64> {
+            let before = db.stats().cache_misses;
+            (0..1000).try_for_each(|i| scan(i * 7919 % 20_000))?;
+            Ok(db.stats().cache_misses - before)
+        };
+        let reads = reads_of_scans()?;
+        for _ in 0..30 {
+            reads_of_scans()?;
+            rest()?;
+        }
+        let (moved, all) = (moved(), before.data_live_bytes);
+        assert!(moved > all / 8 && moved < all, "{moved} of {all} bytes were merged");
+        let reads_now = reads_of_scans()?;
+        assert!(reads_now < reads * 2 / 3, "{reads_now} reads, before {reads}");
+        db.check()?;
+        assert_eq!(keyspace.iter().collect::<Result<Vec<_>>>()?.len(), 40_000);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use betree_pager::{BLOCK, Page};
 use super::Walk;
 use crate::Result;
 use crate::cursor::{Direction, MOST_TOGETHER, RunCursor, Seek};
-use crate::node::Target;
+use crate::node::{Crossed, Target};
 use crate::readahead::Ticket;
 use crate::run::Run;
 use crate::spans::Spans;
@@ -23,6 +23,8 @@ pub(super) struct LeafPart {
     pub cursors: Vec<RunCursor>,
     /// Estimates of the bytes of each in the leaf.
     sizes: Vec<u64>,
+    /// What is charged with the reads of each; the leaf's base is read in any case.
+    crossed: Vec<Option<Crossed>>,
     pub spans: Vec<Spans>,
     pub has_spans: bool,
     /// Meta blocks on their way, by cursor and segment; `None`: not asked for yet.
@@ -36,8 +38,8 @@ impl Walk {
     pub(super) fn leaf_at(&self, seek: Seek<'_>) -> LeafPart {
         let mut node = &self.view.root;
         let mut node_high: Option<&[u8]> = None;
-        // With an estimate of the bytes of each in the leaf's range.
-        let mut runs: Vec<(&Arc<Run>, u64)> = Vec::with_capacity(16);
+        // With an estimate of the bytes of each in the leaf's range, and what its reads are charged to.
+        let mut runs: Vec<(&Arc<Run>, u64, Option<&Crossed>)> = Vec::with_capacity(16);
         let leaf_low = loop {
             let index = match seek {
                 Seek::At(key) => node.child_of(key),
@@ -45,17 +47,19 @@ impl Walk {
                 Seek::Before(Some(key)) => node.children.partition_point(|c| *c.low < *key).saturating_sub(1),
             };
             // What waits for an inner child is for many leaves.
-            let (waiting, leaves) = match &node.children[index].target {
-                Target::Node(below) => (node.children[index].pending, below.children.len()),
-                Target::Leaf(_) => (node.children[index].pending, 1),
+            let (leaves, crossed) = match &node.children[index].target {
+                Target::Node(below) => (below.children.len(), &below.crossed),
+                Target::Leaf(leaf) => (1, &leaf.crossed),
             };
+            let waiting = node.children[index].pending;
             let share = waiting / (leaves * node.pending_runs(index).count().max(1)) as u64;
-            runs.extend(node.pending_runs(index).map(|q| (&q.run, share)));
+            runs.extend(node.pending_runs(index).map(|q| (&q.run, share, Some(crossed))));
             node_high = node.high_of(index, node_high);
             match &node.children[index].target {
                 Target::Node(below) => node = below,
                 Target::Leaf(leaf) => {
-                    runs.extend(leaf.runs().map(|run| (run, run.bytes())));
+                    runs.extend(leaf.deltas.iter().rev().map(|run| (run, run.bytes(), Some(&leaf.crossed))));
+                    runs.extend(leaf.base.iter().map(|run| (run, run.bytes(), None)));
                     break &*node.children[index].low;
                 }
             }
@@ -71,6 +75,7 @@ impl Walk {
             high: to.map(Arc::from),
             cursors: Vec::with_capacity(runs.len()),
             sizes: Vec::with_capacity(runs.len()),
+            crossed: Vec::with_capacity(runs.len()),
             spans: Vec::with_capacity(runs.len()),
             has_spans: false,
             metas: None,
@@ -82,7 +87,7 @@ impl Walk {
         };
         let mut newer = Spans::default();
         self.spans[..self.memtables].iter().for_each(|s| newer.union(&s.clip(from, to)));
-        for (run, size) in runs {
+        for (run, size, crossed) in runs {
             if newer.covers(from, to) {
                 break;
             }
@@ -92,6 +97,7 @@ impl Walk {
             let spans = run.spans.clip(from, to);
             leaf.cursors.push(RunCursor::new(&self.pager, run.clone(), self.direction, edge.clone()));
             leaf.sizes.push(size);
+            leaf.crossed.push(crossed.cloned());
             newer.union(&spans);
             leaf.spans.push(spans);
         }
@@ -156,17 +162,26 @@ impl Walk {
     /// Reads what the cursors' seeks need, all of a level together. The pages are to be held until the seeks have found them in the cache.
     pub(super) fn warm(&self, leaf: &mut LeafPart) -> Result<Vec<Page>> {
         self.read_metas(leaf, false)?;
-        let LeafPart { low, high, cursors, sizes, .. } = leaf;
+        let LeafPart { low, high, cursors, sizes, crossed, .. } = leaf;
         let seek = seek(self.direction, low, high.as_deref());
         // Of what is expected, each run has the share that it has of the leaf.
         let all = sizes.iter().copied().fold(1, u64::saturating_add);
         let mut wants = Vec::with_capacity(2 * cursors.len());
+        let mut ends = Vec::with_capacity(cursors.len());
         for (cursor, size) in cursors.iter_mut().zip(sizes) {
             // A walk begins somewhere within its first page.
             let more = (self.expected.saturating_mul(*size) / all + BLOCK as u64 / 2) / BLOCK as u64;
             wants.extend(cursor.pages_wanted(seek, 1 + (more as usize).min(MOST_TOGETHER)));
+            ends.push(wants.len());
         }
-        Ok(self.pager.get_many(&wants).into_iter().collect::<Result<_, _>>()?)
+        let (pages, missed) = self.pager.get_many_telling(&wants);
+        for index in missed {
+            let cursor = ends.partition_point(|&end| end <= index);
+            if let Some(crossed) = &crossed[cursor] {
+                crossed.add(u64::from(wants[index].len));
+            }
+        }
+        Ok(pages.into_iter().collect::<Result<_, _>>()?)
     }
 
     /// The neighbour of the leaf `low..high`; `None` at the end of the range.
