@@ -131,6 +131,7 @@ fn settle(mut root: Arc<Node>, options: &TreeOptions, moved: &mut u64) -> Arc<No
             if child.cursor < node.next_number && goes_by_reference(node, i, high, options) {
                 let descent = Descent {
                     key: child.low.to_vec(),
+                    high: node.high_of(i, high).map(<[u8]>::to_vec),
                     level: node.level,
                     merged: None,
                     from: child.cursor,
@@ -267,6 +268,7 @@ pub(crate) fn flush_to_node(
     writer.leave();
     let descent = Descent {
         key: site.low.clone(),
+        high: site.high.clone(),
         level: site.node.level,
         merged: Some(Run { segments, spans, first, last }),
         from: site.node.children[site.index].cursor,

@@ -307,8 +307,10 @@ fn join_small_leaves(draft: &mut Draft, options: &TreeOptions) {
 
 /// What a flush from a node into an inner child does.
 pub(crate) struct Descent {
-    /// A key in the child's range.
+    /// The child's low key.
     pub key: Vec<u8>,
+    /// The end of the range that was merged. A child that reaches further was joined with its neighbour since, for which runs wait that are not in it.
+    pub high: Option<Vec<u8>>,
     /// Level of the parent.
     pub level: u32,
     /// What the pending runs became; `None`: they go down by reference.
@@ -328,12 +330,17 @@ pub(crate) fn descend(root: &Arc<Node>, change: &Descent, options: &TreeOptions)
         edit(root, None, &change.key, root.level - change.level, options, &mut |draft, index, high| {
             let child = draft.children[index].clone();
             let Target::Node(below) = &child.target else { return };
-            if child.cursor != change.from {
+            let child_high = Draft::high_of(&draft.children, index, high).map(<[u8]>::to_vec);
+            let child_high = child_high.as_deref();
+            let ends_within = match (child_high, change.high.as_deref()) {
+                (_, None) => true,
+                (None, Some(_)) => false,
+                (Some(child), Some(merged)) => child <= merged,
+            };
+            if child.cursor != change.from || *child.low != *change.key || !ends_within {
                 return;
             }
             done = true;
-            let child_high = Draft::high_of(&draft.children, index, high).map(<[u8]>::to_vec);
-            let child_high = child_high.as_deref();
             let mut receiver = Draft::of(below);
             match &change.merged {
                 Some(run) if run.is_empty() => {}
