@@ -176,7 +176,8 @@ fn replace(draft: &mut Draft, index: usize, child: &Child, made: Vec<Arc<Node>>)
     draft.children.splice(index..=index, children.collect::<Vec<_>>());
 }
 
-/// Joins neighbouring nodes below `draft` that are small together and have nothing waiting above them.
+/// Joins neighbouring nodes below `draft` that are small together, have empty buffers and the same runs waiting above them. A flush into one of them that is
+/// under way comes to nothing then ([`descend`]).
 fn merge_small(draft: &mut Draft, options: &TreeOptions) {
     let mut i = 0;
     while i + 1 < draft.children.len() {
@@ -361,4 +362,55 @@ pub(crate) fn descend(root: &Arc<Node>, change: &Descent, options: &TreeOptions)
             replace(draft, index, &moved, parts);
         });
     done.then(|| crown(made, options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Seqno;
+
+    fn child(low: &str, target: Target) -> Child {
+        Child { low: Headed::new(Arc::from(low.as_bytes())), cursor: 0, pending: 1, target }
+    }
+
+    fn deleting(from: &[u8], to: &[u8]) -> Run {
+        let mut spans = Spans::default();
+        spans.insert(from, to);
+        Run { segments: Vec::new(), spans, first: Seqno(1), last: Seqno(1) }
+    }
+
+    /// A root with one run that waits for both of its children.
+    fn two_small_nodes() -> (Arc<Node>, Run) {
+        let node = |lows: [&str; 2]| {
+            let leaves = lows.map(|low| child(low, Target::Leaf(Leaf::of_base(None, Seqno(0)))));
+            Target::Node(Arc::new(Node::new(1, leaves.into(), Vec::new(), 0)))
+        };
+        let run = deleting(b"a", b"z");
+        let children = vec![child("", node(["", "c"])), child("m", node(["m", "p"]))];
+        let queue = vec![Queued { number: 0, run: Arc::new(run.clone()) }];
+        (Arc::new(Node::new(2, children, queue, 1)), run)
+    }
+
+    fn flush(low: &[u8], high: Option<&[u8]>, run: &Run) -> Descent {
+        let (key, high_key) = (low.to_vec(), high.map(<[u8]>::to_vec));
+        Descent { key, high: high_key, level: 2, merged: Some(run.slice(low, high)), from: 0, cursor: 1 }
+    }
+
+    #[test]
+    fn a_flush_into_a_node_that_was_joined_with_its_neighbour_meanwhile_takes_nothing_from_the_neighbour() {
+        let options = TreeOptions::default();
+        let (root, run) = two_small_nodes();
+        let flushes = [flush(b"", Some(b"m"), &run), flush(b"m", None, &run)];
+        for (i, change) in flushes.iter().enumerate() {
+            let made = descend(&root, change, &options).expect("it is as the task found it");
+            assert_eq!(made.children.len(), 2);
+            assert_eq!((made.children[i].cursor, made.children[1 - i].cursor), (1, 0));
+        }
+        // Any change of the tree joins the two.
+        let joined = append(&root, Arc::new(deleting(b"x", b"y")), &options);
+        assert_eq!((joined.children.len(), joined.children[0].cursor), (1, 0));
+        for change in &flushes {
+            assert!(descend(&joined, change, &options).is_none());
+        }
+    }
 }
