@@ -236,6 +236,21 @@ pub trait Session {
         Ok(false)
     }
 
+    /// Looks up the keys that `next` gives, each on its own, with so many in flight from this thread, calling `visit` with the number that came
+    /// with the key; `false` if the engine has no such call.
+    ///
+    /// # Errors
+    /// What the engine or the visitor says.
+    fn gets_in_flight(
+        &mut self,
+        most: usize,
+        next: &mut dyn FnMut() -> Option<(u64, Key)>,
+        visit: &mut dyn FnMut(u64, Option<&[u8]>) -> Result<()>,
+    ) -> Result<bool> {
+        let _ = (most, next, visit);
+        Ok(false)
+    }
+
     /// Visits up to `limit` rows in key order from `start` on, and returns how many there were.
     ///
     /// # Errors

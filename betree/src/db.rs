@@ -10,6 +10,7 @@ use betree_storage::primitives::thread::{self, JoinHandle};
 
 use crate::check::{CheckReport, Progress, check};
 use crate::options::{Builder, Durability, KeyspaceOptions};
+use crate::readers::ColdRead;
 use crate::recovery;
 use crate::room::Nature;
 use crate::shared::Shared;
@@ -52,9 +53,27 @@ impl Handle {
         Arc::new(Handle { shared, threads: Mutex::new(threads) })
     }
 
+    /// Has reads answered that need the device: by threads, or here if there are none.
+    pub(crate) fn read_later(&self, reads: Vec<ColdRead>) {
+        let shared = &self.shared;
+        if shared.options.background_threads == 0 {
+            return shared.answer(&reads);
+        }
+        if shared.readers.push(reads) {
+            let worker = shared.clone();
+            let started =
+                thread::Builder::new().name("betree-read".into()).spawn(move || worker.keep_reading());
+            match started {
+                Ok(thread) => self.threads.lock().push(thread),
+                Err(_) => shared.answer(&shared.readers.not_started()),
+            }
+        }
+    }
+
     /// Ends background work after the tasks that are running.
     fn stop(&self) {
         self.shared.scheduler.stop();
+        self.shared.readers.stop();
         self.shared.wal.rouse();
         for thread in self.threads.lock().drain(..) {
             // The last handle may be dropped by a background thread's own work only in a bug; never join oneself.

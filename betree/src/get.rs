@@ -5,8 +5,9 @@
 //! but those that hold anything newer (`rows`); what a read found in a page becomes a row.
 
 use std::sync::Arc;
+use std::task::Poll;
 
-use betree_pager::{Page, PageKind, PageRef as PagerPageRef, Pager};
+use betree_pager::{Extent, Page, PageKind, PageRef as PagerPageRef, Pager};
 use bytes::Bytes;
 
 use crate::hash::hash;
@@ -35,25 +36,29 @@ pub(crate) struct Reader<'a> {
 
 /// A page that a lookup needs to go on.
 pub(crate) struct Want<'a> {
-    segment: &'a Segment,
+    segment: &'a Arc<Segment>,
     place: PageAt,
     kind: PageKind,
     keep: bool,
 }
 
 impl<'a> Want<'a> {
+    fn to_missing(&self) -> Missing {
+        Missing { segment: self.segment.clone(), place: self.place, kind: self.kind, keep: self.keep }
+    }
+
     /// Meta blocks that the segment will hold do not go into the page cache as well.
-    fn meta(segment: &'a Segment, pins: &Pins) -> Want<'a> {
+    fn meta(segment: &'a Arc<Segment>, pins: &Pins) -> Want<'a> {
         let place = PageAt { at: segment.data_len, len: segment.meta_len, crc: segment.meta_crc };
         Want { segment, place, kind: PageKind::Meta, keep: !pins.has_room(segment.meta_len as usize) }
     }
 
     /// Whether this is the page. It need not be what the lookup stopped for: another may have had the segment hold its meta block meanwhile.
-    fn is(&self, page: &Page) -> bool {
+    pub(crate) fn is(&self, page: &Page) -> bool {
         (page.kind(), page.len(), page.checksum()) == (self.kind, self.place.len as usize, self.place.crc)
     }
 
-    fn reference(&self) -> PagerPageRef<'a> {
+    pub(crate) fn reference(&self) -> PagerPageRef<'a> {
         PagerPageRef {
             extent: &self.segment.extent,
             at: self.place.at,
@@ -62,6 +67,25 @@ impl<'a> Want<'a> {
             kind: self.kind,
             keep: self.keep,
         }
+    }
+}
+
+/// A [`Want`] that is kept while the page is read.
+pub(crate) struct Missing {
+    segment: Arc<Segment>,
+    place: PageAt,
+    kind: PageKind,
+    keep: bool,
+}
+
+impl Missing {
+    pub(crate) fn want(&self) -> Want<'_> {
+        Want { segment: &self.segment, place: self.place, kind: self.kind, keep: self.keep }
+    }
+
+    /// The extent that it lies in, the byte where it begins there, and its length.
+    pub(crate) fn place(&self) -> (&Arc<Extent>, u32, usize) {
+        (&self.segment.extent, self.place.at, self.place.len as usize)
     }
 }
 
@@ -282,7 +306,7 @@ pub(crate) fn get(
     key: &[u8],
     at: Seqno,
 ) -> Result<Option<Bytes>> {
-    let (base, operands) = match Lookup::start(reader, view, key, at) {
+    let found = match Lookup::start(reader, view, key, at) {
         Err(found) => found,
         Ok(mut lookup) => {
             while let Progress::Need(_) =
@@ -291,6 +315,45 @@ pub(crate) fn get(
             lookup.finish()
         }
     };
+    value_of(operator, key, found)
+}
+
+/// As [`get`], with the pages that `fetch` has: the value, or the page that is missing.
+pub(crate) fn attempt(
+    reader: Reader<'_>,
+    operator: impl FnOnce() -> Option<Arc<dyn MergeOperator>>,
+    view: &View,
+    key: &[u8],
+    at: Seqno,
+    mut fetch: impl FnMut(&Want<'_>) -> Option<Page>,
+) -> Result<std::result::Result<Option<Bytes>, Missing>> {
+    let found = match Lookup::start(reader, view, key, at) {
+        Err(found) => found,
+        Ok(mut lookup) => match lookup.go(|want| Ok(fetch(want)))? {
+            Progress::Need(want) => return Ok(Err(want.to_missing())),
+            Progress::Done => lookup.finish(),
+        },
+    };
+    value_of(operator, key, found).map(Ok)
+}
+
+/// As [`get`], if no page has to be read for it.
+pub(crate) fn in_memory(
+    reader: Reader<'_>,
+    operator: impl FnOnce() -> Option<Arc<dyn MergeOperator>>,
+    view: &View,
+    key: &[u8],
+    at: Seqno,
+) -> Result<Poll<Option<Bytes>>> {
+    let cached = |want: &Want<'_>| reader.pager.cached(want.reference());
+    Ok(attempt(reader, operator, view, key, at, cached)?.map_or(Poll::Pending, Poll::Ready))
+}
+
+fn value_of(
+    operator: impl FnOnce() -> Option<Arc<dyn MergeOperator>>,
+    key: &[u8],
+    (base, operands): Found,
+) -> Result<Option<Bytes>> {
     if operands.is_empty() {
         return value(None, key, base, &operands);
     }

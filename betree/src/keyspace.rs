@@ -2,6 +2,7 @@
 
 use std::ops::RangeBounds;
 use std::sync::Arc;
+use std::task::Poll;
 
 use bytes::Bytes;
 
@@ -9,7 +10,9 @@ use crate::batch::check_limits;
 use crate::db::Handle;
 use crate::iter::{bounds, prefix_bounds};
 use crate::message::{Kind, MessageRef};
+use crate::readers::{Answer, ColdRead, GetFuture, MultiGetFuture, PrefetchFuture, Reading};
 use crate::state::State;
+use crate::stats::Counters;
 use crate::types::{KeyspaceId, Seqno};
 use crate::view::View;
 use crate::{Error, Iter, Result, get};
@@ -66,7 +69,7 @@ impl Keyspace {
     pub fn get(&self, key: impl AsRef<[u8]>) -> Result<Option<Bytes>> {
         let shared = &self.handle.shared;
         shared.check_open()?;
-        crate::stats::Counters::add(&shared.counters.gets, 1);
+        Counters::add(&shared.counters.gets, 1);
         let view = self.state.peek();
         get::get(self.reader(), || self.state.operator(), &view, key.as_ref(), Seqno(u64::MAX))
     }
@@ -78,10 +81,109 @@ impl Keyspace {
     pub fn multi_get<K: AsRef<[u8]>>(&self, keys: &[K]) -> Result<Vec<Option<Bytes>>> {
         let shared = &self.handle.shared;
         shared.check_open()?;
-        crate::stats::Counters::add(&shared.counters.gets, keys.len() as u64);
+        Counters::add(&shared.counters.gets, keys.len() as u64);
         let (view, at) = self.moment();
         let keys: Vec<&[u8]> = keys.iter().map(AsRef::as_ref).collect();
         get::multi_get(self.reader(), self.state.operator(), &view, &keys, at)
+    }
+
+    /// The value of `key` if memory can tell; [`Poll::Pending`] if the device would have to be read. Never waits for the device.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get`].
+    pub fn try_get(&self, key: impl AsRef<[u8]>) -> Result<Poll<Option<Bytes>>> {
+        let shared = &self.handle.shared;
+        shared.check_open()?;
+        let view = self.state.peek();
+        let key = key.as_ref();
+        let found = get::in_memory(self.reader(), || self.state.operator(), &view, key, Seqno(u64::MAX))?;
+        Counters::add(&shared.counters.gets, u64::from(found.is_ready()));
+        Ok(found)
+    }
+
+    /// As [`Keyspace::get`], for callers that have an event loop: it does not wait for the device. The future works with every runtime, and may be
+    /// sent to other threads.
+    ///
+    /// The read begins here and not when the future is polled, so that several that are begun one after the other are in flight together.
+    /// What memory has is looked up in the call; the future is then ready. Otherwise a thread of the database reads, up to 64 at a time,
+    /// which costs some ten microseconds more than [`Keyspace::get`] takes for it. To drop the future is to give the read up. A database opened with [`background_threads`](crate::Options::background_threads) = 0
+    /// reads in the call.
+    ///
+    /// ```
+    /// # use std::future::Future;
+    /// # fn block_on<F: Future>(f: F) -> F::Output {
+    /// #     let mut f = std::pin::pin!(f);
+    /// #     let mut cx = std::task::Context::from_waker(std::task::Waker::noop());
+    /// #     loop {
+    /// #         if let std::task::Poll::Ready(v) = f.as_mut().poll(&mut cx) { return v; }
+    /// #     }
+    /// # }
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = betree::Db::open(dir.path())?;
+    /// let towns = db.keyspace("towns")?;
+    /// towns.insert("Ulm", "Danube")?;
+    /// let river = block_on(async { towns.get_async("Ulm").await })?;
+    /// assert_eq!(river.as_deref(), Some(&b"Danube"[..]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The future's are those of [`Keyspace::get`]; [`Error::Closed`] if the database is closed meanwhile.
+    pub fn get_async(&self, key: impl AsRef<[u8]>) -> GetFuture {
+        GetFuture(self.read_async(&[key], true))
+    }
+
+    /// As [`Keyspace::multi_get`], without waiting for the device: see [`Keyspace::get_async`].
+    ///
+    /// # Errors
+    /// As [`Keyspace::get_async`].
+    pub fn multi_get_async<K: AsRef<[u8]>>(&self, keys: &[K]) -> MultiGetFuture {
+        MultiGetFuture(self.read_async(keys, true))
+    }
+
+    /// Begins to read what point reads of `keys` need into the caches, without waiting for the device. Once the future has completed, they find it
+    /// there, unless it was displaced meanwhile. To drop the future is to give up what was not read yet.
+    ///
+    /// # Errors
+    /// As [`Keyspace::get_async`].
+    pub fn prefetch<K: AsRef<[u8]>>(&self, keys: &[K]) -> PrefetchFuture {
+        PrefetchFuture(self.read_async(keys, false))
+    }
+
+    fn read_async<K: AsRef<[u8]>>(&self, keys: &[K], keep: bool) -> Reading {
+        let mut values = vec![None; if keep { keys.len() } else { 0 }];
+        let (view, at) = self.moment();
+        let mut cold = Vec::new();
+        let mut look = || -> Result<()> {
+            self.handle.shared.check_open()?;
+            Counters::add(&self.handle.shared.counters.gets, if keep { keys.len() as u64 } else { 0 });
+            let reader = self.reader();
+            for (index, key) in keys.iter().enumerate() {
+                match get::in_memory(reader, || self.state.operator(), &view, key.as_ref(), at)? {
+                    Poll::Ready(value) if keep => values[index] = value,
+                    Poll::Ready(_) => {}
+                    Poll::Pending => cold.push(index),
+                }
+            }
+            Ok(())
+        };
+        if let Err(error) = look() {
+            return Reading::Known(Err(error));
+        }
+        if cold.is_empty() {
+            return Reading::Known(Ok(values));
+        }
+        let answer = Answer::new(values, cold.len(), keep);
+        let read = |index: usize| ColdRead {
+            state: self.state.clone(),
+            view: view.clone(),
+            at,
+            key: keys[index].as_ref().into(),
+            answer: Arc::downgrade(&answer),
+            index,
+        };
+        self.handle.read_later(cold.into_iter().map(read).collect());
+        Reading::Waiting(answer)
     }
 
     /// Whether `key` is present.
@@ -241,9 +343,8 @@ impl Keyspace {
 
     /// Where its point reads look beside a view.
     pub(crate) fn reader(&self) -> get::Reader<'_> {
-        let shared = &self.handle.shared;
-        shared.warm_if_asked();
-        get::Reader { pager: &shared.pager, pins: &shared.pins, rows: &shared.rows, keyspace: self.state.id }
+        self.handle.shared.warm_if_asked();
+        self.handle.shared.reader(self.state.id)
     }
 
     fn iter_bounds(&self, bounds: (Vec<u8>, Option<Vec<u8>>)) -> Iter {

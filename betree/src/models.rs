@@ -4,12 +4,16 @@
 //! There is no time in a check: whoever sleeps until it is woken and is not, sleeps for ever, and the checker reports a deadlock. So
 //! each of these also shows that no wake-up is lost between committers, workers and waiters.
 
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
 use std::time::Duration;
 
 use betree_storage::primitives::atomic::{AtomicU64, Ordering};
-use betree_storage::primitives::{explore, thread};
+use betree_storage::primitives::{Condvar, Mutex, explore, thread};
 use betree_testkit::SimStorage;
+use bytes::Bytes;
 
 use crate::memtable::ArenaPool;
 use crate::message::{Kind, MessageRef};
@@ -226,6 +230,74 @@ fn a_database_at_rest_waits_for_nobody_in_any_interleaving() {
         sharer.join().unwrap();
         settler.join().unwrap();
         assert_eq!(number(keyspace.get([0]).unwrap().as_deref()), 5);
+    });
+}
+
+/// Sleeps until it is woken.
+#[derive(Default)]
+struct Sleeper {
+    woken: Mutex<bool>,
+    wake: Condvar,
+}
+
+impl Wake for Sleeper {
+    fn wake(self: Arc<Self>) {
+        *self.woken.lock() = true;
+        self.wake.notify_one();
+    }
+}
+
+fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let sleeper = Arc::new(Sleeper::default());
+    let waker = sleeper.clone().into();
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            return output;
+        }
+        let mut woken = sleeper.woken.lock();
+        while !std::mem::take(&mut *woken) {
+            sleeper.wake.wait(&mut woken);
+        }
+    }
+}
+
+/// Reads that are handed to threads, by several callers, beside the end of the database: each is answered or refused, and its caller woken.
+#[test]
+fn a_read_that_does_not_wait_is_answered_in_every_interleaving() {
+    explore(60, || {
+        let disk = SimStorage::new(8);
+        let db = builder(0).open_on(disk.as_storage()).unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        for n in 0..6u64 {
+            keyspace.insert([n as u8], value(n)).unwrap();
+        }
+        db.compact().unwrap();
+        drop((keyspace, db));
+        // Cold.
+        let db = builder(1).open_on(disk.as_storage()).unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        let right = |n: u64, found: crate::Result<Option<Bytes>>| match found {
+            Ok(found) => assert_eq!(number(found.as_deref()), n),
+            Err(error) => assert!(matches!(error, Error::Closed), "{error}"),
+        };
+        let mut readers = Vec::new();
+        for first in [0, 2, 4] {
+            let keyspace = keyspace.clone();
+            readers.push(thread::spawn(move || {
+                let given_up = keyspace.get_async([first as u8]);
+                let other = keyspace.get_async([first as u8 + 1]);
+                drop(given_up);
+                right(first + 1, block_on(other));
+                right(first, block_on(keyspace.get_async([first as u8])));
+            }));
+        }
+        let closer = thread::spawn(move || db.close().unwrap());
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        closer.join().unwrap();
+        right(0, block_on(keyspace.get_async([0])));
     });
 }
 

@@ -24,6 +24,7 @@ use crate::operator::{AddI64, Append, Max, MergeOperator, Min};
 use crate::options::{Builder, Options};
 use crate::poison::Poison;
 use crate::pressure::Pressure;
+use crate::readers::Readers;
 use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::shared::{Commit, Keyspaces, Shared};
@@ -195,6 +196,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         creating: Mutex::new(()),
         checkpoint: Mutex::new(durable),
         scheduler: Scheduler::default(),
+        readers: Readers::default(),
         pressure,
         rows: Rows::new(options.memory),
         pins: Arc::default(),

@@ -20,12 +20,13 @@ use crate::options::Options;
 use crate::pins::Pins;
 use crate::poison::Poison;
 use crate::pressure::Pressure;
+use crate::readers::Readers;
 use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::state::State;
 use crate::stats::Counters;
 use crate::types::{KeyspaceId, Seqno};
-use crate::{Error, Result};
+use crate::{Error, Result, get};
 
 /// What only the writer in the commit path touches.
 #[derive(Debug)]
@@ -77,6 +78,7 @@ pub(crate) struct Shared {
     /// The last durable checkpoint: keeps its extents from being reused.
     pub checkpoint: Mutex<Durable>,
     pub scheduler: Scheduler,
+    pub readers: Readers,
     pub pressure: Pressure,
     pub poison: Poison,
     pub counters: Counters,
@@ -90,6 +92,11 @@ impl Shared {
     /// All keyspaces in the order of their names.
     pub(crate) fn states(&self) -> Vec<Arc<State>> {
         self.keyspaces.read().by_name.values().cloned().collect()
+    }
+
+    /// Where point reads of a keyspace look beside a view.
+    pub(crate) fn reader(&self, keyspace: KeyspaceId) -> get::Reader<'_> {
+        get::Reader { pager: &self.pager, pins: &self.pins, rows: &self.rows, keyspace }
     }
 
     /// The last Seqno that readers may see.

@@ -8,6 +8,7 @@
 //! (32 MiB by default, 64 KiB while all clients together have 256 MiB waiting), and end the connection when none of them moves
 //! for a minute. Up to the limit requests are read on, because a client may send a whole pipeline before it reads.
 
+use std::cell::Cell;
 use std::future::poll_fn;
 use std::io;
 use std::pin::pin;
@@ -46,11 +47,18 @@ const AUTHENTICATION: Duration = Duration::from_secs(60);
 /// Replies may take so long to leave when the connection ends.
 const LINGER: Duration = Duration::from_secs(2);
 
+thread_local! {
+    /// Connections that this thread serves.
+    static SERVED: Cell<usize> = const { Cell::new(0) };
+}
+
 /// Serves a client until it leaves, is killed, or the server stops.
 pub async fn serve(stream: TcpStream, shared: Arc<Shared>, client: Arc<Client>) {
     let mut connection = Connection::new(stream, shared.clone(), client.clone());
+    SERVED.set(SERVED.get() + 1);
     // A client that goes away without a word is not worth one.
     let _ = connection.run().await;
+    SERVED.set(SERVED.get() - 1);
     shared.metrics.output_waiting.fetch_sub(connection.counted_output, Relaxed);
     shared.clients.remove(client.id);
 }
@@ -201,7 +209,8 @@ impl Connection {
         while next < self.pipeline.len() {
             let start = self.reply.len();
             let full = start + REPLIES_AT_ONCE;
-            next = self.executor.run(&self.input, &self.pipeline, next, &mut self.reply, full).await;
+            let alone = SERVED.get() == 1;
+            next = self.executor.run(&self.input, &self.pipeline, next, &mut self.reply, full, alone).await;
             self.make_durable(start).await;
             if self.executor.session.closing {
                 return Ok(false);

@@ -8,12 +8,15 @@
 //! Invariant: a reply to a write exists only if its batch was committed. If the commit fails, the replies of the group
 //! are taken back: writes get the error, reads are executed again without the lost writes.
 //!
+//! A command that reads what is not in memory does not wait for the device while others wait for the thread: its group ends before it, what the
+//! rest of the group will read is read with nothing held, and the rest begins a new group.
+//!
 //! No lock is held across an await.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use crate::command::{Args, Context, Flags, Job, Kind, Spec, find_position};
+use crate::command::{Args, Context, Flags, Job, Kind, Spec, Waits, find_position};
 use crate::failure::Failure;
 use crate::metrics::Metrics;
 use crate::pending::Pending;
@@ -72,7 +75,7 @@ impl Executor {
     }
 
     /// Executes commands from number `next` on, appends their replies, and returns the number of the first command
-    /// not yet executed: it stops early when the connection is to close or the output is `full` bytes long.
+    /// not yet executed: it stops early when the connection is to close or the output is `full` bytes long. `waits`: nobody else waits for the thread.
     pub async fn run(
         &mut self,
         bytes: &[u8],
@@ -80,8 +83,11 @@ impl Executor {
         mut next: usize,
         reply: &mut Reply,
         full: usize,
+        waits: bool,
     ) -> usize {
         let mut group = Vec::new();
+        // What has been fetched may be gone again: the command for which it was waits for it, so that every group executes something.
+        let mut fetched = false;
         while next < pipeline.len() && !self.session.closing && reply.len() < full {
             group.clear();
             let mut alone = None;
@@ -96,8 +102,13 @@ impl Executor {
                 group.push(request);
             }
             if !group.is_empty() {
-                next += group.len();
-                next -= self.run_group(&group, reply);
+                let done = self.run_group(&group, reply, waits, fetched);
+                next += done;
+                let rest = &group[done..];
+                fetched = !rest.is_empty() && !self.session.closing;
+                if fetched {
+                    self.fetch(rest).await;
+                }
             } else if let Some(request) = alone {
                 next += 1;
                 self.run_alone(&request, reply).await;
@@ -110,9 +121,19 @@ impl Executor {
         request.spec.is_some_and(|spec| !matches!(spec.kind, Kind::Plain(_)))
     }
 
-    /// Runs a group under its locks; returns how many commands at its end were not executed because the
-    /// connection is to close.
-    fn run_group(&mut self, group: &[Request<'_>], reply: &mut Reply) -> usize {
+    /// Has the device read what these commands name.
+    async fn fetch(&self, requests: &[Request<'_>]) {
+        let mut keys = Vec::new();
+        for request in requests {
+            let Some(spec) = request.spec.filter(|spec| reads(spec, request.args.len())) else { continue };
+            keys.extend(spec.keys.positions(request.args.len()).map(|i| request.args.get(i)));
+        }
+        self.shared.store.prefetch(self.session.db, &keys).await;
+    }
+
+    /// Runs a group under its locks up to a command that needs the device (unless it `waits` for that, as the first one does if it was `fetched` for) or ends the
+    /// connection; returns how many were executed.
+    fn run_group(&mut self, group: &[Request<'_>], reply: &mut Reply, waits: bool, fetched: bool) -> usize {
         let shared = self.shared.clone();
         let mut stripes = std::mem::take(&mut self.stripes);
         stripes.clear();
@@ -136,8 +157,16 @@ impl Executor {
             if self.session.closing {
                 break;
             }
-            self.marks.push(Mark { at: reply.len(), db: self.session.db, resp3: reply.resp3() });
-            self.one(request, reply, now);
+            let waits = if waits || (fetched && done == 0) {
+                Waits::Always
+            } else {
+                Waits::Beyond(self.pending.position())
+            };
+            let mark = Mark { at: reply.len(), db: self.session.db, resp3: reply.resp3() };
+            if !self.one(request, reply, now, waits) {
+                break;
+            }
+            self.marks.push(mark);
             done += 1;
             if self.pending.is_full() {
                 // Recorded in `pending`, and dealt with below.
@@ -160,7 +189,7 @@ impl Executor {
         if let Some(error) = self.pending.failure() {
             self.take_back(&group[..done], reply, start, &Failure::Engine(error), now);
         }
-        group.len() - done
+        done
     }
 
     /// The group's batch was not written: answers again.
@@ -190,7 +219,7 @@ impl Executor {
                     if flags.has(Flags::READ) && !settled =>
                 {
                     let begin = reply.len();
-                    let result = handler(&mut self.context(reply, now), request.args);
+                    let result = handler(&mut self.context(reply, now, Waits::Always), request.args);
                     self.settle(result, reply, begin);
                 }
                 _ => reply.raw(said),
@@ -201,20 +230,33 @@ impl Executor {
         self.marks = marks;
     }
 
-    fn context<'c>(&'c mut self, reply: &'c mut Reply, now: u64) -> Context<'c> {
-        Context { shared: &self.shared, session: &mut self.session, pending: &mut self.pending, reply, now }
+    fn context<'c>(&'c mut self, reply: &'c mut Reply, now: u64, waits: Waits) -> Context<'c> {
+        Context {
+            shared: &self.shared,
+            session: &mut self.session,
+            pending: &mut self.pending,
+            reply,
+            now,
+            waits,
+        }
     }
 
-    /// Executes one plain command and answers it.
-    fn one(&mut self, request: &Request<'_>, reply: &mut Reply, now: u64) {
+    /// Executes one plain command and answers it; `false` if it needs the device and was not to wait, and nothing has happened.
+    fn one(&mut self, request: &Request<'_>, reply: &mut Reply, now: u64, waits: Waits) -> bool {
         let start = reply.len();
         if let Some(spec) = self.admit(request, reply)
             && let Kind::Plain(handler) = spec.kind
         {
-            let result = handler(&mut self.context(reply, now), request.args);
+            let result = handler(&mut self.context(reply, now, waits), request.args);
+            if matches!(result, Err(Failure::Cold)) {
+                reply.truncate(start);
+                self.shared.metrics.calls[request.index].fetch_sub(1, Relaxed);
+                return false;
+            }
             self.settle(result, reply, start);
         }
         self.hush(reply, start);
+        true
     }
 
     /// Answers a failure in place of whatever the handler may have appended.
@@ -285,6 +327,8 @@ impl Executor {
             Ok(()) => {}
             Err(Failure::Request(text)) => return Err(text.into_owned().into_bytes()),
             Err(Failure::Engine(error)) => return Err(format!("ERR {error}").into_bytes()),
+            // To look at the arguments needs no device.
+            Err(Failure::Cold) => {}
         }
         if !self.session.authenticated && !spec.flags.has(Flags::NO_AUTH) {
             return Err(b"NOAUTH Authentication required.".to_vec());
@@ -309,7 +353,7 @@ impl Executor {
             Kind::Exec => self.exec(reply, now),
             Kind::Job(handler) => {
                 self.pending.begin(true);
-                let job = handler(&mut self.context(reply, now), request.args);
+                let job = handler(&mut self.context(reply, now, Waits::Always), request.args);
                 let result = match job {
                     Err(failure) => Err(failure),
                     Ok(Job::Here(work)) => work(reply),
@@ -333,7 +377,7 @@ impl Executor {
         let writing = shared.durable.writing();
         let mut held = shared.store.locks.hold_all();
         self.pending.begin(true);
-        let result = handler(&mut self.context(reply, now), args);
+        let result = handler(&mut self.context(reply, now, Waits::Always), args);
         let result = result.and_then(|()| self.pending.commit(&shared.store));
         self.pending.discard();
         held.bump();
@@ -403,14 +447,14 @@ impl Executor {
         let args = Args::new(&queued.bytes, &queued.spans);
         let start = reply.len();
         let result = match queued.spec.kind {
-            Kind::Plain(handler) => handler(&mut self.context(reply, now), args),
+            Kind::Plain(handler) => handler(&mut self.context(reply, now, Waits::Always), args),
             Kind::Exclusive(handler) => {
                 let before = self.pending.commit(&self.shared.store);
-                before.and_then(|()| handler(&mut self.context(reply, now), args))
+                before.and_then(|()| handler(&mut self.context(reply, now, Waits::Always), args))
             }
             Kind::Job(handler) => {
                 let before = self.pending.commit(&self.shared.store);
-                before.and_then(|()| match handler(&mut self.context(reply, now), args)? {
+                before.and_then(|()| match handler(&mut self.context(reply, now, Waits::Always), args)? {
                     Job::Here(work) | Job::Aside(work) => work(reply),
                 })
             }

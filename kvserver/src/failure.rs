@@ -11,6 +11,8 @@ pub enum Failure {
     Request(Cow<'static, str>),
     /// The engine failed.
     Engine(betree::Error),
+    /// The device has to be read, and the command was not to wait for it. It is executed again when that has been done.
+    Cold,
 }
 
 /// What handlers return.
@@ -51,6 +53,7 @@ impl Failure {
     pub fn write(&self, reply: &mut Reply) {
         match self {
             Failure::Request(text) => reply.error(text),
+            Failure::Cold => reply.error("TRYAGAIN the value is not in memory"),
             Failure::Engine(error) => match error {
                 betree::Error::NoSpace { .. } => {
                     reply.error(&format!("OOM command not allowed: {error}; reads go on"));

@@ -111,6 +111,11 @@ impl Pending {
         self.batch.is_empty()
     }
 
+    /// Differs from every earlier one of the group if anything was written since.
+    pub fn position(&self) -> (u64, usize) {
+        (self.commits, self.batch.len())
+    }
+
     /// Whether enough waits to be worth a commit between two commands.
     pub fn is_full(&self) -> bool {
         self.batch.encoded_len() > FULL_BYTES || self.batch.len() > FULL_LEN

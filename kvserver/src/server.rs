@@ -3,9 +3,9 @@
 //! Threads: this one accepts; one current-thread runtime for each core serves connections, dealt out in turn (a
 //! connection stays where it is); one thread syncs for `--durability sync`; one removes expired keys; the engine has its own.
 //!
-//! Commands call the engine on the thread of their connection. What is in memory is answered at once; a
-//! cold page makes the thread wait for the device, and other connections of the thread with it. MGET reads its pages together, long
-//! walks move to other threads. More `--threads` than cores hide the rest where data is much larger than memory.
+//! Commands call the engine on the thread of their connection. What is in memory is answered at once; for what is not, threads of the engine read
+//! while other connections are served, all that is known of the pipeline together. A thread that serves one connection waits for the device
+//! itself. So do EXEC and commands that hold all locks; long walks move to other threads.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};

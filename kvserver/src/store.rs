@@ -9,6 +9,7 @@
 //! is replaced or removed leaves its `t` record behind; the purge drops it when its time comes.
 
 use std::sync::OnceLock;
+use std::task::Poll;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use betree::{Bytes, Db, Keyspace};
@@ -123,6 +124,23 @@ impl Store {
     /// A committed value.
     pub fn read(&self, db: u8, space: Space, key: &[u8]) -> betree::Result<Option<Bytes>> {
         self.keyspace(db, space).map_or(Ok(None), |keyspace| keyspace.get(key))
+    }
+
+    /// A committed value, if memory can tell.
+    pub fn try_read(&self, db: u8, space: Space, key: &[u8]) -> betree::Result<Poll<Option<Bytes>>> {
+        self.keyspace(db, space).map_or(Ok(Poll::Ready(None)), |keyspace| keyspace.try_get(key))
+    }
+
+    /// Has the device read for these keys, and waits for it without keeping the thread. Errors come again when the keys are read.
+    pub async fn prefetch(&self, db: u8, keys: &[&[u8]]) {
+        let data = self.keyspace(db, Space::Data).map(|keyspace| keyspace.prefetch(keys));
+        let times = self.keyspace(db, Space::Expires).map(|keyspace| {
+            let keys: Vec<_> = keys.iter().map(|key| expiry_key(key)).collect();
+            keyspace.prefetch(&keys)
+        });
+        for reading in [data, times].into_iter().flatten() {
+            let _ = reading.await;
+        }
     }
 
     /// Whether a committed record has expired. For walks over many keys; free where nothing ever had a time.

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::task::Waker;
 
 use betree_storage::{AlignedBuf, Completion, Request, Ring};
 
@@ -127,6 +128,11 @@ impl PagerIo {
             let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
             out.push(IoCompletion { token, buf, result: completion.result.map_err(Error::from) });
         }
+    }
+
+    /// Lets other threads end a [`PagerIo::wait`] for one request early.
+    pub fn waker(&mut self) -> Waker {
+        self.ring.waker()
     }
 
     /// Waits for everything pending and returns the first failure. Buffers are recycled.

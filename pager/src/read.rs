@@ -131,6 +131,12 @@ impl Pager {
         self.0.cache.peek(want.key(), want.len, want.expected, want.kind)
     }
 
+    /// As [`Pager::cached`]; absence counts as a miss, since the caller then reads the page.
+    #[must_use]
+    pub fn cached_or_missed(&self, want: PageRef<'_>) -> Option<Page> {
+        self.0.cache.get(want.key(), want.len, want.expected, want.kind)
+    }
+
     /// Puts a sealed page that was just built into the cache and returns it.
     ///
     /// Its write need not have happened yet.

@@ -24,6 +24,7 @@ mod window;
 
 use std::fmt::Debug;
 use std::sync::{Arc, OnceLock};
+use std::task::Waker;
 use std::time::{Duration, Instant};
 
 pub use buf::{ALIGN, AlignedBuf};
@@ -227,4 +228,9 @@ pub trait Ring: Debug + Send {
     fn wait(&mut self, min: usize, out: &mut Vec<Completion>);
     /// Requests submitted and not yet handed out by [`Ring::wait`].
     fn in_flight(&self) -> usize;
+    /// Lets other threads end a [`Ring::wait`] for one completion early: to wake it ends the one that is under way, or else the next one. For rings
+    /// that never wait for long it does nothing.
+    fn waker(&mut self) -> Waker {
+        Waker::noop().clone()
+    }
 }

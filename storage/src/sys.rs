@@ -6,13 +6,25 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 /// 128 random bits. The standard library's hash keys come from the operating system; the time is there should they ever repeat.
 pub(crate) fn entropy() -> u128 {
     use std::hash::{BuildHasher, RandomState};
     let half = |salt: u64| u128::from(RandomState::new().hash_one((salt, std::time::SystemTime::now())));
     half(1) << 64 | half(2)
+}
+
+/// A counter that is ready for reading while it is not zero, and never blocks.
+#[cfg(target_os = "linux")]
+pub(crate) fn event_counter() -> io::Result<OwnedFd> {
+    // SAFETY: takes and returns integers.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the descriptor was just opened, and nobody else has it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Makes the descriptor bypass the page cache. `Ok(false)`: the file system cannot.

@@ -11,16 +11,19 @@
 
 #![allow(unsafe_code, reason = "hands buffer addresses to the kernel")]
 
+mod alarm;
 mod slot;
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io;
+use std::task::Waker;
 use std::thread;
 use std::time::Duration;
 
 use io_uring::IoUring;
 
+use self::alarm::Alarm;
 use self::slot::{Op, Outcome, Slot, usable_fd};
 use crate::portable::perform;
 use crate::{Completion, Error, Request, Result, Ring};
@@ -29,6 +32,9 @@ use crate::{Completion, Error, Request, Result, Ring};
 const MAX_DEPTH: usize = 4096;
 /// The pause before asking again when the kernel is out of resources.
 const PAUSE: Duration = Duration::from_micros(100);
+
+/// What the kernel calls the alarm's entry; no slot has this number.
+const ALARM: usize = usize::MAX;
 
 /// A ring of the kernel and the requests it holds.
 pub(crate) struct UringRing {
@@ -42,6 +48,9 @@ pub(crate) struct UringRing {
     /// Set when the kernel refuses submissions for good: requests are then carried out by blocking calls.
     broken: bool,
     scratch: Vec<(u64, i32)>,
+    alarm: Option<Alarm>,
+    /// The alarm has rung since the last wait.
+    rung: bool,
 }
 
 impl UringRing {
@@ -63,6 +72,8 @@ impl UringRing {
             done: Vec::new(),
             broken: false,
             scratch: Vec::with_capacity(depth),
+            alarm: None,
+            rung: false,
         })
     }
 
@@ -147,6 +158,9 @@ impl UringRing {
             _ => {
                 self.broken = true;
                 while let Some(index) = self.pushed.pop_front() {
+                    if index == ALARM {
+                        continue;
+                    }
                     let op = self.slots[index].as_ref().map_or("submit", |slot| slot.op.name());
                     let cause = io::Error::from_raw_os_error(error.raw_os_error().unwrap_or(libc::EIO));
                     let error = self.error(index, op, cause);
@@ -184,10 +198,26 @@ impl UringRing {
 
     /// Takes the kernel's answer for one slot: finishes the request or submits what is left of it.
     fn complete(&mut self, index: usize, code: i32) {
+        if index == ALARM {
+            self.alarm.iter_mut().for_each(Alarm::reset);
+            self.rung = true;
+            return;
+        }
         let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { return };
         match slot.outcome(code) {
             Outcome::Finished(result) => self.finish(index, result),
             Outcome::Continue => self.push(index),
+        }
+    }
+
+    /// Has the kernel look whether the alarm rings. REQUIRES: nothing lies in the submission queue, so that there is room.
+    fn arm(&mut self) {
+        let Some(alarm) = self.alarm.as_mut().filter(|alarm| !alarm.armed) else { return };
+        let entry = alarm.entry().user_data(ALARM as u64);
+        // SAFETY: the entry names no memory, and the kernel keeps the counter open as long as it needs it.
+        alarm.armed = unsafe { self.ring.submission().push(&entry) }.is_ok();
+        if alarm.armed {
+            self.pushed.push_back(ALARM);
         }
     }
 
@@ -223,11 +253,14 @@ impl Ring for UringRing {
         self.reap();
         loop {
             let want = min.saturating_sub(self.done.len()).min(self.active());
-            if want == 0 {
+            if want == 0 || self.rung {
                 break;
             }
+            self.flush();
+            self.arm();
             self.advance(want);
         }
+        self.rung = false;
         // Continuations that the last completions made.
         self.flush();
         out.append(&mut self.done);
@@ -235,6 +268,13 @@ impl Ring for UringRing {
 
     fn in_flight(&self) -> usize {
         self.active() + self.done.len()
+    }
+
+    fn waker(&mut self) -> Waker {
+        if self.alarm.is_none() {
+            self.alarm = Alarm::new();
+        }
+        self.alarm.as_ref().map_or_else(|| Waker::noop().clone(), Alarm::waker)
     }
 }
 
@@ -308,6 +348,36 @@ mod tests {
         let Some(mut ring) = ring() else { return };
         let request = Request::Write { file: device("/dev/full"), offset: 0, buf: AlignedBuf::zeroed(4096) };
         assert!(one(&mut ring, request).unwrap_err().is_no_space());
+    }
+
+    #[test]
+    fn a_waker_ends_the_wait_under_way_or_the_next_one_and_takes_nothing_away() {
+        let Some(mut ring) = ring() else { return };
+        let waker = ring.waker();
+        let (reader, mut writer) = std::io::pipe().unwrap();
+        let pipe = disk_file(std::fs::File::from(std::os::fd::OwnedFd::from(reader)));
+        // Completes when something is written into the pipe.
+        let request = Request::Read { file: pipe, offset: 0, buf: AlignedBuf::zeroed(4) };
+        ring.submit(&mut vec![(7, request)]);
+        let mut out = Vec::new();
+        for _ in 0..3 {
+            waker.wake_by_ref();
+            ring.wait(1, &mut out);
+            let other = waker.clone();
+            let ringing = thread::spawn(move || {
+                thread::sleep(std::time::Duration::from_millis(20));
+                other.wake();
+            });
+            ring.wait(1, &mut out);
+            ringing.join().unwrap();
+            assert_eq!((out.len(), ring.in_flight()), (0, 1));
+        }
+        io::Write::write_all(&mut writer, b"done").unwrap();
+        ring.wait(1, &mut out);
+        assert_eq!((out.len(), ring.in_flight()), (1, 0));
+        assert_eq!(out[0].buf.as_deref(), Some(&b"done"[..]));
+        // Nothing is in flight: nobody waits.
+        ring.wait(1, &mut out);
     }
 
     #[test]

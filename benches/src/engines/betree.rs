@@ -3,6 +3,9 @@
 
 use anyhow::Result;
 use betree::{Db, Durability, Keyspace, WriteBatch};
+use futures::executor::block_on;
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 
 use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
 use crate::record::{Batch, Key};
@@ -117,6 +120,25 @@ impl Session for BetreeSession<'_> {
             visit(i, value.as_deref());
         }
         Ok(true)
+    }
+
+    fn gets_in_flight(
+        &mut self,
+        most: usize,
+        next: &mut dyn FnMut() -> Option<(u64, Key)>,
+        visit: &mut dyn FnMut(u64, Option<&[u8]>) -> Result<()>,
+    ) -> Result<bool> {
+        let records = &self.engine.records;
+        let begin = |(number, key): (u64, Key)| records.get_async(key).map(move |value| (number, value));
+        block_on(async {
+            let mut reads: FuturesUnordered<_> =
+                std::iter::from_fn(&mut *next).take(most).map(begin).collect();
+            while let Some((number, value)) = reads.next().await {
+                visit(number, value?.as_deref())?;
+                reads.extend(next().map(begin));
+            }
+            Ok(true)
+        })
     }
 
     fn scan(&mut self, start: &[u8], limit: u64, visit: RowVisitor<'_>) -> Result<u64> {

@@ -38,6 +38,8 @@ pub use slices::RANGES;
 
 /// Keys of one call in the phase multi-get.
 pub const MULTI_GET_KEYS: usize = 64;
+/// Reads in flight in the phase async-get.
+pub const ASYNC_GETS: usize = 64;
 /// Rows of one scan.
 pub const SCAN_ROWS: u64 = 100;
 /// Skew of the phases zipf and ycsb-a to ycsb-f.

@@ -56,11 +56,13 @@ pub enum PhaseName {
     Settle,
     /// Inserts as fast as they go, alone and then beside random reads.
     IngestGets,
+    /// Random reads of present keys by single asynchronous calls, many in flight.
+    AsyncGet,
 }
 
 impl PhaseName {
     /// All of them.
-    pub const ALL: [PhaseName; 22] = [
+    pub const ALL: [PhaseName; 23] = [
         PhaseName::Load,
         PhaseName::Complete,
         PhaseName::Verify,
@@ -83,6 +85,7 @@ impl PhaseName {
         PhaseName::DeleteRange,
         PhaseName::Settle,
         PhaseName::IngestGets,
+        PhaseName::AsyncGet,
     ];
 
     /// The name used on the command line.
@@ -110,6 +113,7 @@ impl PhaseName {
             PhaseName::DeleteRange => "delete-range",
             PhaseName::Settle => "settle",
             PhaseName::IngestGets => "ingest-gets",
+            PhaseName::AsyncGet => "async-get",
         }
     }
 

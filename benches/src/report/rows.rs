@@ -94,6 +94,7 @@ fn read_rows() -> Vec<Row> {
             r.phase(PhaseName::GetThreads).map(|p| format!("{} ({})", count(p.rate()), p.threads))
         }),
         row("**multi-get** of 64, 1 thread, keys/s", |_, r| rate(r, PhaseName::MultiGet)),
+        row("**async get**, 64 in flight, 1 thread, keys/s", |_, r| rate(r, PhaseName::AsyncGet)),
         row("**miss** /s", |_, r| rate(r, PhaseName::Miss)),
         row("device reads per miss", |_, r| reads(r, PhaseName::Miss)),
         row("**get, Zipf 0.99** /s", |_, r| rate(r, PhaseName::Zipf)),

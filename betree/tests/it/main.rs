@@ -1,6 +1,7 @@
 //! The integration tests of the crate.
 
 mod api;
+mod async_reads;
 mod backends;
 mod damage;
 mod full_device;

@@ -1,13 +1,15 @@
 //! What a handler sees: its arguments, its session, and the keys of the selected database.
 //!
-//! Reads go through the writes of the group first, then to the engine, and never show a key whose time has come. Writes
+//! Reads go through the writes of the group first, then to the engine, and never show a key whose time has come. Where others wait for the
+//! thread, a command whose keys are not in memory is given up before it has written anything, and executed again when they are. Writes
 //! join the group's batch together with what they mean for the key's expiry time, so that both become durable as one.
 
 use std::sync::Arc;
+use std::task::Poll;
 
 use betree::Bytes;
 
-use crate::failure::{NOT_AN_INTEGER, Outcome};
+use crate::failure::{Failure, NOT_AN_INTEGER, Outcome};
 use crate::pending::{Known, Pending};
 use crate::resp::{Reply, Span};
 use crate::session::Session;
@@ -88,6 +90,18 @@ pub struct Context<'c> {
     pub reply: &'c mut Reply,
     /// Milliseconds since 1970, the same for the whole group.
     pub now: u64,
+    /// Whether reads wait for the device. Where not, they fail with [`Failure::Cold`] as long as the group's writes are where they were when the
+    /// command began, so that it can be executed anew.
+    pub waits: Waits,
+}
+
+/// See [`Context::waits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waits {
+    /// For every page.
+    Always,
+    /// Only once the group's writes have moved on from here ([`Pending::position`]).
+    Beyond((u64, usize)),
 }
 
 impl Context<'_> {
@@ -98,7 +112,20 @@ impl Context<'_> {
             Known::No => {}
             Known::AfterCommit => self.pending.commit(store)?,
         }
-        Ok(store.read(db, space, key)?)
+        if self.may_wait() {
+            return Ok(store.read(db, space, key)?);
+        }
+        match store.try_read(db, space, key)? {
+            Poll::Ready(value) => Ok(value),
+            Poll::Pending => Err(Failure::Cold),
+        }
+    }
+
+    fn may_wait(&self) -> bool {
+        match self.waits {
+            Waits::Always => true,
+            Waits::Beyond(position) => self.pending.position() != position,
+        }
     }
 
     /// The expiry time of a key in a database, past or to come.
@@ -127,7 +154,7 @@ impl Context<'_> {
     /// The values of several keys; those that are not in memory are read from the device together.
     pub fn multi_get(&mut self, keys: &[&[u8]]) -> Outcome<Vec<Option<Bytes>>> {
         let (db, store) = (self.session.db, &self.shared.store);
-        if store.expires(db) {
+        if store.expires(db) || !self.may_wait() {
             return keys.iter().map(|key| self.get(key)).collect();
         }
         let mut values = vec![None; keys.len()];

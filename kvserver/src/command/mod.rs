@@ -17,7 +17,7 @@ mod table;
 mod transactions;
 
 pub use connection::COMPATIBLE_VERSION;
-pub use context::{Args, Context, Expiry};
+pub use context::{Args, Context, Expiry, Waits};
 pub use table::{Flags, Handler, Job, Keys, Kind, Spec, TABLE, Work, find, find_position};
 
 pub use crate::failure::{Failure, Outcome};

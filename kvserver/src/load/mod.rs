@@ -163,5 +163,7 @@ fn explain(failure: Failure) -> String {
     match failure {
         Failure::Request(text) => text.into_owned(),
         Failure::Engine(error) => error.to_string(),
+        // Loading writes, and waits for what it reads.
+        Failure::Cold => "a value is not in memory".into(),
     }
 }
