@@ -337,7 +337,7 @@ impl Db {
     pub fn checkpoint(&self) -> Result<()> {
         let shared = self.shared();
         shared.check_open()?;
-        shared.flush_memtables()?;
+        shared.flush_memtables(&shared.states())?;
         shared.checkpoint_now()
     }
 
@@ -359,14 +359,20 @@ impl Db {
         check(self.shared(), progress)
     }
 
-    /// Moves everything down to the leaves, and checkpoints. Reads are cheapest and space is least after it.
+    /// Moves everything that was committed before the call down to the leaves, and checkpoints. Reads are cheapest and space is least after it.
+    /// Part of a keyspace: [`Keyspace::compact_range`].
     ///
     /// # Errors
     /// Those of the device.
     pub fn compact(&self) -> Result<()> {
         let shared = self.shared();
         shared.check_open()?;
-        shared.compact_all()?;
+        for state in shared.states() {
+            match shared.compact_range(&state, Vec::new(), None) {
+                Ok(()) | Err(Error::KeyspaceDropped { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
         shared.checkpoint_now()
     }
 

@@ -260,6 +260,29 @@ impl Keyspace {
         }
     }
 
+    /// Moves what was committed to a range of keys before the call down to the leaves, where it lies in one sorted piece, and checkpoints: the range is then scanned
+    /// at the device's speed, and what was overwritten or deleted in it gives its space back. Others write and read meanwhile. An
+    /// inverted range is empty. Cost: what the range holds is read and written, in whole leaves, about twice.
+    ///
+    /// ```
+    /// # let dir = tempfile::tempdir()?;
+    /// # let db = betree::Db::open(dir.path())?;
+    /// let events = db.keyspace("events")?;
+    /// # for day in ["2026-03-01", "2026-03-02", "2026-04-01"] { events.insert(day, "")?; }
+    /// events.compact_range("2026-03-01".."2026-04-01")?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Those of the device, and [`Error::KeyspaceDropped`].
+    pub fn compact_range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<()> {
+        let shared = &self.handle.shared;
+        shared.check_open()?;
+        let (low, high) = bounds(&range);
+        shared.compact_range(&self.state, low, high)?;
+        shared.checkpoint_now()
+    }
+
     /// Replaces the value of `key` by what `change` makes of it (`None`: absent), atomically with respect to other updates
     /// of the keyspace made by this function. The new value.
     ///

@@ -149,8 +149,6 @@ pub(crate) struct Node {
 /// What waits for the children of one node, those of its descendants not counted.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Census {
-    /// Whether anything is pending (or, when all is due, not compacted).
-    pub any: bool,
     /// The largest score of a child, and the average of all.
     pub heaviest: f64,
     pub average: f64,
@@ -193,7 +191,6 @@ impl Node {
                 Target::Leaf(leaf) => leaf.base_bytes() + leaf.delta_bytes(),
                 Target::Node(_) => 0,
             };
-            census.any = true;
             census.heaviest = census.heaviest.max(score);
             census.largest = census.largest.max(child.pending + below);
             sum += score;

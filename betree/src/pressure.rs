@@ -2,7 +2,7 @@
 //!
 //! Debt is the number of bytes that wait in buffers of nodes although their flush is due. Up to `FREE_DEBT` memtables' worth
 //! of it, writers run free; above that their rate is held to a share of the rate at which background work drains the
-//! buffers, so that debt settles where both are equal. The hard limit is the number of frozen memtables (`commit`).
+//! buffers, so that debt settles where both are equal. The hard limit is the number of frozen memtables (`commit`), which wait while debt is deep.
 //!
 //! Time is that of the storage ([`Storage::now`]), so that on a simulated disk a run does not depend on how long anything took.
 
@@ -16,6 +16,8 @@ use betree_storage::primitives::Mutex;
 const FREE_DEBT: f64 = 2.0;
 /// Debt, in memtables, at which writers get a fifth of the drain rate.
 const FULL_DEBT: f64 = 8.0;
+/// Debt, in memtables, above which what is due comes before memtables, so that writers wait at the hard limit.
+const DEEP_DEBT: f64 = 16.0;
 /// A writer is held up once for so many bytes written.
 const GRAIN: u64 = 256 << 10;
 /// Longest single delay.
@@ -57,6 +59,11 @@ impl Pressure {
     /// Bytes overdue, as the scheduler just saw.
     pub(crate) fn set_debt(&self, bytes: u64) {
         self.debt.store(bytes, Relaxed);
+    }
+
+    /// Whether slowing writers did not suffice: another memtable in the tree would only make it worse.
+    pub(crate) fn is_deep(&self) -> bool {
+        self.debt() as f64 > DEEP_DEBT * self.memtable_bytes
     }
 
     pub(crate) fn debt(&self) -> u64 {

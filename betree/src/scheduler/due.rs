@@ -1,6 +1,7 @@
 //! What is due next.
 //!
-//! Order: frozen memtables first (writers wait for them), then a wanted checkpoint, then the heaviest child, then what a squeeze or a rest leaves time for.
+//! Order: frozen memtables first (writers wait for them) and a wanted checkpoint, a few in a row and not while debt is deep; then what somebody waits for
+//! (`request`), then the heaviest child, then what a squeeze or a rest leaves time for.
 //!
 //! A child's score ([`Node::score`]) is the share of its limits that it has used up. It is due at score 1, or as the heaviest child of a node
 //! whose children are at one half on average, so that flushes spread over time instead of coming due together. A child that nothing is
@@ -26,6 +27,9 @@ use crate::state::State;
 
 /// Changes of the trees after which a squeeze takes a checkpoint: the nodes that it has to write must fit into its part of the reserve.
 const SQUEEZED_TASKS: u64 = 16;
+/// Memtables and checkpoints that are worked on one after the other while something is due. Small memtables, or those of many keyspaces, could otherwise keep all
+/// workers busy and nobody would see how deep the debt is, for it is found by looking for what is due.
+const URGENT_IN_A_ROW: u32 = 4;
 /// What a leaf may keep at rest, in percent of its base.
 const SETTLED_GARBAGE_PERCENT: u64 = 10;
 /// Changes of the trees at rest after which a checkpoint lets go of what they replaced.
@@ -44,8 +48,6 @@ pub(super) struct Survey {
     overdue: u64,
     /// Bytes that the largest single flush or compaction may write.
     largest: u64,
-    /// Whether anything at all is pending (or, when forced, not compacted).
-    pub(super) any: bool,
 }
 
 impl Survey {
@@ -64,7 +66,6 @@ impl Survey {
         }
         let options = &state.tree;
         let census = if forced { node.take_census(options, true) } else { *node.census(options) };
-        self.any |= census.any;
         self.overdue += census.overdue;
         self.largest = self.largest.max(census.largest);
         let enough = self.best.as_ref().map_or(0.0, |(score, ..)| *score);
@@ -90,7 +91,7 @@ impl Survey {
 }
 
 /// What a task for child `index` of `node` claims.
-fn claim_of(state: &State, node: &Node, index: usize) -> Claim {
+pub(super) fn claim_of(state: &State, node: &Node, index: usize) -> Claim {
     let child = &node.children[index];
     match &child.target {
         Target::Leaf(leaf) => Claim::Leaf(leaf.id),
@@ -99,7 +100,7 @@ fn claim_of(state: &State, node: &Node, index: usize) -> Claim {
 }
 
 /// The task that passes on what is pending for a child, and its claim. `force`: a leaf is compacted whatever its size.
-fn task_of(state: Arc<State>, site: Site, force: bool) -> (Claim, Task) {
+pub(super) fn task_of(state: Arc<State>, site: Site, force: bool) -> (Claim, Task) {
     let claim = claim_of(&state, &site.node, site.index);
     let task = match &site.node.children[site.index].target {
         Target::Leaf(_) => Task::Leaf(state, site, force),
@@ -145,33 +146,59 @@ impl Shared {
     /// Picks the next task and claims it. `None`: nothing is due.
     pub(super) fn pick(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
         let states = self.states();
-        let busy =
-            |inner: &Inner, claim: &Claim| inner.claims.contains(claim) || inner.failed.contains(claim);
-        for state in &states {
+        if inner.urgent_in_a_row < URGENT_IN_A_ROW
+            && !self.pressure.is_deep()
+            && let Some(urgent) = self.pick_urgent(inner, &states)
+        {
+            inner.urgent_in_a_row += 1;
+            return Some(urgent);
+        }
+        inner.urgent_in_a_row = 0;
+        self.pick_due(inner, &states)
+            .or_else(|| self.pick_urgent(inner, &states))
+            .or_else(|| self.pick_last(inner))
+    }
+
+    /// What writers or the log wait for.
+    fn pick_urgent(&self, inner: &mut Inner, states: &[Arc<State>]) -> Option<(Claim, Task)> {
+        for state in states {
             let claim = Claim::Memtables(state.id);
             let view = state.peek();
-            if view.heads.len() > 1 && !busy(inner, &claim) {
+            if view.heads.len() > 1 && !inner.is_busy(&claim) {
                 let oldest = view.heads[view.heads.len() - 1].clone();
                 return Some((claim, Task::Memtable(state.clone(), oldest)));
             }
         }
         let many = inner.squeeze && inner.changed >= SQUEEZED_TASKS;
-        if (inner.checkpoint_wanted || many) && !busy(inner, &Claim::Checkpoint) {
+        if (inner.checkpoint_wanted || many) && !inner.is_busy(&Claim::Checkpoint) {
             inner.checkpoint_wanted = false;
             inner.changed = 0;
             return Some((Claim::Checkpoint, Task::Checkpoint));
         }
-        let forced = inner.forced > 0 || inner.squeeze;
+        None
+    }
+
+    /// What keeps the trees in shape, or somebody has asked for.
+    fn pick_due(&self, inner: &mut Inner, states: &[Arc<State>]) -> Option<(Claim, Task)> {
+        // One at a time while other work is due.
+        if !inner.requests.are_served()
+            && let Some(picked) = self.pick_requested(inner)
+        {
+            return Some(picked);
+        }
+        let forced = inner.squeeze;
         let mut survey = Survey::default();
-        for state in &states {
+        for state in states {
             let view = state.peek();
-            survey.node(state, &view.root, None, &|claim| busy(inner, claim), forced);
+            survey.node(state, &view.root, None, &|claim| inner.is_busy(claim), forced);
         }
         self.pressure.set_debt(survey.overdue);
         // Pages, filters and segments are rounded up.
         self.pager.foresee(survey.largest + survey.largest / 4);
-        let Some((_, state, site)) = survey.best else { return self.pick_last(inner) };
-        Some(task_of(state, site, forced))
+        match survey.best {
+            Some((_, state, site)) => Some(task_of(state, site, forced)),
+            None => self.pick_requested(inner),
+        }
     }
 
     /// What is done when nothing else can be: the end of a squeeze, and of a round of attempts without space.

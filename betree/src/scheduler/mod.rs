@@ -4,11 +4,12 @@
 //! the same child. While the last writes of a task are in flight its worker begins the next one; the claim of the first stands until the tree has its
 //! result, or it failed.
 //!
-//! While the scheduler *squeezes* (`room`), everything pending is due, as when somebody calls `compact`, and every few tasks a
+//! While the scheduler *squeezes* (`room`), everything pending is due, and every few tasks a
 //! checkpoint. It ends when nothing is left to do. A task that found no space is not tried again before a checkpoint has freed some, or, when
 //! there is nothing to free, before a pause; others have their turn meanwhile, since a leaf that a range delete covers needs no space.
 
 mod due;
+mod request;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -18,6 +19,7 @@ use std::time::{Duration, Instant};
 use betree_pager::{Pager, PagerIo};
 use betree_storage::primitives::{Condvar, Mutex, give_way, thread};
 
+use self::request::Requests;
 use crate::flush::{self, Install, Site, TaskIo};
 use crate::node::{LeafId, Pivot};
 use crate::shared::Shared;
@@ -58,8 +60,9 @@ struct Inner {
     checkpoint_wanted: bool,
     /// Page indexes and filters should be read ahead (`pins`).
     warming_wanted: bool,
-    /// Callers of `compact` that wait.
-    forced: usize,
+    requests: Requests,
+    /// Picked since something was last picked, or looked for, that was merely due.
+    urgent_in_a_row: u32,
     /// The device is full: see the module's text.
     squeeze: bool,
     /// This squeeze has given free space back to the device.
@@ -77,6 +80,13 @@ struct Inner {
     signals: u64,
     /// Tasks ended so far, and what else waiters of [`Shared::work_until`] may wait for: they watch it in the same way.
     ended: u64,
+}
+
+impl Inner {
+    /// Whether somebody works on it, or nobody can for lack of space.
+    fn is_busy(&self, claim: &Claim) -> bool {
+        self.claims.contains(claim) || self.failed.contains(claim)
+    }
 }
 
 /// A task whose writes are in flight. Its worker begins the next one meanwhile.
@@ -268,6 +278,7 @@ impl Shared {
         {
             let mut inner = self.scheduler.inner.lock();
             inner.claims.remove(&claim);
+            inner.requests.ended(&claim);
             inner.ended += 1;
             inner.signals += 1;
             match &result {
@@ -494,13 +505,12 @@ impl Shared {
         }
     }
 
-    /// Moves everything committed so far out of the memtables into the trees.
-    pub(crate) fn flush_memtables(&self) -> Result<()> {
-        let states = self.states();
+    /// Moves everything committed so far out of the memtables of `states` into their trees.
+    pub(crate) fn flush_memtables(&self, states: &[Arc<State>]) -> Result<()> {
         let mut frozen: Vec<(Arc<State>, Arc<Head>)> = Vec::new();
         {
             let mut commit = self.commit.lock();
-            for state in &states {
+            for state in states {
                 self.freeze(&mut commit, state);
                 frozen.extend(state.peek().heads[1..].iter().map(|h| (state.clone(), h.clone())));
             }
@@ -511,22 +521,6 @@ impl Shared {
             };
             !frozen.iter().any(waits)
         })
-    }
-
-    /// Moves everything committed so far down to the leaves and leaves no delta.
-    pub(crate) fn compact_all(&self) -> Result<()> {
-        self.flush_memtables()?;
-        self.scheduler.inner.lock().forced += 1;
-        let result = self.work_until(|shared| {
-            let mut survey = due::Survey::default();
-            for state in shared.states() {
-                let view = state.view();
-                survey.node(&state, &view.root, None, &|_| false, true);
-            }
-            !survey.any && shared.scheduler.inner.lock().claims.is_empty()
-        });
-        self.scheduler.inner.lock().forced -= 1;
-        result
     }
 
     /// Takes a checkpoint now, in this thread.

@@ -308,7 +308,7 @@ fn a_scan_of_everything_right_after_opening_is_whole_both_ways_and_ends_at_damag
     const RECORDS: u32 = 30_000;
     let dir = tempfile::tempdir()?;
     let open = || -> betree::Result<_> {
-        let db = tiny().background_threads(0).open(dir.path())?;
+        let db = tiny().memtable_bytes(64 << 10).background_threads(0).open(dir.path())?;
         let keyspace = db.keyspace("default")?;
         Ok((db, keyspace))
     };

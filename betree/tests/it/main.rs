@@ -3,6 +3,7 @@
 mod api;
 mod async_reads;
 mod backends;
+mod compaction;
 mod damage;
 mod full_device;
 mod golden;
