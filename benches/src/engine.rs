@@ -188,6 +188,8 @@ pub trait Engine: Send + Sync {
 
 /// Called with a key and a value of a scan.
 pub type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
+/// Is given the number of a read, and the value if the key is there.
+pub type AnswerVisitor<'a> = &'a mut dyn FnMut(u64, Option<&[u8]>) -> Result<()>;
 
 /// One thread's handle.
 pub trait Session {
@@ -245,7 +247,7 @@ pub trait Session {
         &mut self,
         most: usize,
         next: &mut dyn FnMut() -> Option<(u64, Key)>,
-        visit: &mut dyn FnMut(u64, Option<&[u8]>) -> Result<()>,
+        visit: AnswerVisitor<'_>,
     ) -> Result<bool> {
         let _ = (most, next, visit);
         Ok(false)

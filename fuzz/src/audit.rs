@@ -15,10 +15,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use betree::{AddI64, Db, Durability, Error, Iter, Keyspace, KeyspaceOptions, Snapshot, WriteBatch};
+use betree::{AddI64, Bytes, Db, Durability, Error, Iter, Keyspace, KeyspaceOptions, Snapshot, WriteBatch};
 use betree_storage::primitives::{Mutex, MutexGuard};
 use betree_storage::{Backend, DiskStorage, Storage};
 use betree_testkit::{Rng, SimStorage};
+use futures::executor::block_on;
 
 use crate::{Shape, guarded};
 
@@ -202,20 +203,24 @@ impl Bank {
     /// The group whose transfers stay in one keyspace, read without a snapshot.
     fn audit_live(&self, rng: &mut Rng) -> Result<(), String> {
         let keyspace = &self.groups[2][0];
-        let (how, sum) = match rng.below(3) {
-            0 => ("an iterator", balance(&collect(keyspace.iter(), rng)?)?),
+        let keys = || (0..ACCOUNTS).map(account).collect::<Vec<_>>();
+        let total = |values: Vec<Option<Bytes>>| values.iter().flatten().map(|value| amount(value)).sum();
+        let (how, sum): (_, Result<i64, String>) = match rng.below(4) {
+            0 => ("an iterator", balance(&collect(keyspace.iter(), rng)?)),
             1 => {
                 let (low, high) = (account(0), [0xff; 9]);
-                ("a range", balance(&collect(keyspace.range(&low[..]..&high[..]), rng)?)?)
+                ("a range", balance(&collect(keyspace.range(&low[..]..&high[..]), rng)?))
             }
+            2 => ("a read of many keys", total(keyspace.multi_get(&keys()).map_err(said)?)),
             _ => {
-                let keys: Vec<_> = (0..ACCOUNTS).map(account).collect();
-                let values = keyspace.multi_get(&keys).map_err(said)?;
-                let sums = values.iter().flatten().map(|value| amount(value));
-                ("a read of many keys", sums.sum::<Result<i64, _>>()?)
+                // Others are given up on the way.
+                let _given_up =
+                    (keyspace.get_async(account(rng.below(ACCOUNTS))), keyspace.prefetch(&keys()[..9]));
+                let read = keyspace.multi_get_async(&keys());
+                ("an asynchronous read of many keys", total(block_on(read).map_err(said)?))
             }
         };
-        let whole = ACCOUNTS as i64 * OPENING;
+        let (sum, whole) = (sum?, ACCOUNTS as i64 * OPENING);
         if sum == whole { Ok(()) } else { Err(format!("local: {how} holds {sum} of {whole}")) }
     }
 }
@@ -515,7 +520,12 @@ fn go(seed: u64, ground: &Ground, length: Duration) -> Result<Totals, String> {
         scope.spawn(move || {
             run.repeat(|| {
                 pause(&mut r2, 300);
-                run.bank.db.compact().map_err(said)?;
+                if r2.chance(0.5) {
+                    run.bank.db.compact().map_err(said)?;
+                } else {
+                    let ends = (account(r2.below(ACCOUNTS)), account(r2.below(ACCOUNTS)));
+                    run.bank.groups[2][0].compact_range(ends.0..ends.1).map_err(said)?;
+                }
                 run.compactions.fetch_add(1, Ordering::Relaxed);
                 Ok(())
             });

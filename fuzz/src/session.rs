@@ -7,10 +7,12 @@ use std::collections::VecDeque;
 use std::ops::{Bound, RangeInclusive};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use betree::{Db, Durability, Keyspace, Snapshot};
 use betree_testkit::{Change, Content, Edit, End, Op, Oracle, SimStorage};
+use futures::executor::block_on;
 
 use crate::{SPACES, Shape, digest_all, read_all, read_snapshot};
 
@@ -304,6 +306,9 @@ impl Session {
                 self.db().compact()?;
                 self.durable = self.oracle.len();
             }
+            Op::CompactRange(keyspace, low, high) => {
+                self.space(*keyspace)?.compact_range::<&Vec<u8>>(low..high)?
+            }
             Op::Background(steps) => {
                 if let (REST, Place::Disk(disk)) = (*steps, &self.place) {
                     disk.as_storage().pause(Duration::from_secs(5));
@@ -400,10 +405,17 @@ impl Session {
     }
 
     fn get(&self, keyspace: usize, key: &[u8]) -> Answer {
-        let found = self.space(keyspace)?.get(key)?;
-        let expected = self.oracle.records(keyspace).get(key);
-        if found.as_deref() != expected.map(|v| &v[..]) {
-            return wrong(format!("get of {key:?} in keyspace {keyspace}: {found:?}, expected {expected:?}"));
+        let space = self.space(keyspace)?;
+        let expected = self.oracle.records(keyspace).get(key).map(|v| &v[..]);
+        let at_once = space.try_get(key)?;
+        for (how, found) in [("get", space.get(key)?), ("asynchronous get", block_on(space.get_async(key))?)]
+        {
+            let agrees = !matches!(&at_once, Poll::Ready(value) if *value != found);
+            if found.as_deref() != expected || !agrees {
+                return wrong(format!(
+                    "{how} of {key:?} in keyspace {keyspace}: {found:?}, at once {at_once:?}, expected {expected:?}"
+                ));
+            }
         }
         Ok(())
     }

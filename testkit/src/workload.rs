@@ -52,6 +52,8 @@ pub enum Op {
     Checkpoint,
     /// Moves everything to the leaves.
     Compact,
+    /// Moves a range of a keyspace to the leaves.
+    CompactRange(usize, Vec<u8>, Vec<u8>),
     /// Carries out some steps of background work.
     Background(usize),
     /// Checks every invariant.
@@ -314,7 +316,11 @@ impl Workload {
             67..70 => Op::DropSnapshot(self.rng.index(16)),
             70..74 => Op::Persist,
             74..77 => Op::Checkpoint,
-            77..78 => Op::Compact,
+            77 if self.rng.chance(0.5) => Op::Compact,
+            77 => {
+                let (low, high) = self.range();
+                Op::CompactRange(keyspace, low, high)
+            }
             78..92 => Op::Background(self.rng.between(1, 6) as usize),
             92..96 => Op::Check,
             96 if self.reopens => Op::Reopen(End::Close),

@@ -7,7 +7,9 @@ use futures::executor::block_on;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 
-use crate::engine::{CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share};
+use crate::engine::{
+    AnswerVisitor, CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share,
+};
 use crate::record::{Batch, Key};
 
 /// Share of the limit for the database's budget; the rest is for mapped log files, the program and the allocator.
@@ -126,7 +128,7 @@ impl Session for BetreeSession<'_> {
         &mut self,
         most: usize,
         next: &mut dyn FnMut() -> Option<(u64, Key)>,
-        visit: &mut dyn FnMut(u64, Option<&[u8]>) -> Result<()>,
+        visit: AnswerVisitor<'_>,
     ) -> Result<bool> {
         let records = &self.engine.records;
         let begin = |(number, key): (u64, Key)| records.get_async(key).map(move |value| (number, value));

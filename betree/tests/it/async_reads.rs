@@ -1,14 +1,14 @@
 //! Reads that do not wait: they answer what waiting ones answer, whoever polls them and whatever becomes of them.
 
 use std::future::Future;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 use std::time::Duration;
 
-use betree::{AddI64, Builder, Bytes, Db, Error, Keyspace, KeyspaceOptions, TreeOptions};
+use betree::{AddI64, Builder, Bytes, Db, Error, GetFuture, Keyspace, KeyspaceOptions, TreeOptions};
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
@@ -53,8 +53,8 @@ fn fill(db: &Db) -> Result<Keyspace, Error> {
 fn expected(i: u32) -> Option<Vec<u8>> {
     match i {
         RECORDS.. => None,
-        _ if i % 5 == 0 => Some((i64::from(i) + 7).to_le_bytes().to_vec()),
-        _ if i % 3 == 0 => None,
+        _ if i.is_multiple_of(5) => Some((i64::from(i) + 7).to_le_bytes().to_vec()),
+        _ if i.is_multiple_of(3) => None,
         _ => Some(value(i)),
     }
 }
@@ -230,10 +230,10 @@ fn reads_are_answered_without_threads_and_refused_after_closing() -> Done {
 fn futures_outlive_the_handles_that_made_them_and_move_to_other_threads() -> Done {
     let dir = tempfile::tempdir()?;
     fill(&small().open(dir.path())?)?;
-    let reads: Vec<Pin<Box<dyn Future<Output = betree::Result<Option<Bytes>>> + Send>>> = {
+    let reads: Vec<GetFuture> = {
         let db = small().open(dir.path())?;
         let keyspace = db.keyspace_with("k", KeyspaceOptions::default().merge_operator(AddI64))?;
-        (0..200).map(|i| Box::pin(keyspace.get_async(key(i))) as _).collect()
+        (0..200).map(|i| keyspace.get_async(key(i))).collect()
     };
     thread::spawn(move || {
         for (i, read) in reads.into_iter().enumerate() {

@@ -74,6 +74,7 @@ fn op(source: &mut Source<'_>, session: &Session) -> Option<Op> {
         22 => Op::DropSnapshot(source.below(4)),
         23 => Op::Persist,
         24 => Op::Checkpoint,
+        25 if there && source.u8().is_multiple_of(2) => Op::CompactRange(keyspace, key(source), key(source)),
         25 => Op::Compact,
         26 => Op::Check,
         27 => Op::Reopen(if source.u8().is_multiple_of(2) { End::Close } else { End::Drop }),
