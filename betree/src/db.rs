@@ -57,7 +57,7 @@ impl Handle {
     pub(crate) fn read_later(&self, reads: Vec<ColdRead>) {
         let shared = &self.shared;
         if shared.options.background_threads == 0 {
-            return shared.answer(&reads);
+            return shared.answer(reads);
         }
         if shared.readers.push(reads) {
             let worker = shared.clone();
@@ -65,7 +65,7 @@ impl Handle {
                 thread::Builder::new().name("betree-read".into()).spawn(move || worker.keep_reading());
             match started {
                 Ok(thread) => self.threads.lock().push(thread),
-                Err(_) => shared.answer(&shared.readers.not_started()),
+                Err(_) => shared.answer(shared.readers.not_started()),
             }
         }
     }

@@ -44,10 +44,21 @@ pub(crate) struct ColdRead {
 }
 
 impl ColdRead {
-    fn tell(&self, value: Result<Option<Bytes>>) {
-        if let Some(answer) = self.answer.upgrade() {
+    fn tell(mut self, value: Result<Option<Bytes>>) {
+        self.tell_once(value);
+    }
+
+    fn tell_once(&mut self, value: Result<Option<Bytes>>) {
+        if let Some(answer) = std::mem::take(&mut self.answer).upgrade() {
             answer.tell(self.index, value);
         }
+    }
+}
+
+impl Drop for ColdRead {
+    /// Nobody waits for ever: a read that was not carried out is refused.
+    fn drop(&mut self) {
+        self.tell_once(Err(Error::Closed));
     }
 }
 
@@ -130,8 +141,6 @@ impl Readers {
     pub(crate) fn push(&self, reads: Vec<ColdRead>) -> bool {
         let mut queue = self.queue.lock();
         if queue.stop {
-            drop(queue);
-            refuse(reads);
             return false;
         }
         queue.reads.extend(reads);
@@ -165,10 +174,10 @@ impl Readers {
     pub(crate) fn stop(&self) {
         let mut queue = self.queue.lock();
         queue.stop = true;
-        let reads = queue.reads.drain(..).collect();
+        let refused = std::mem::take(&mut queue.reads);
         self.rouse(&mut queue);
         drop(queue);
-        refuse(reads);
+        drop(refused);
     }
 
     /// Takes reads, no more than can be in flight with the `flying`; waits for some if none is. `false`: there will be none, and none is in flight.
@@ -184,10 +193,6 @@ impl Readers {
         begun.extend(queue.reads.drain(..many));
         !(queue.stop && flying == 0 && begun.is_empty())
     }
-}
-
-fn refuse(reads: Vec<ColdRead>) {
-    reads.iter().for_each(|read| read.tell(Err(Error::Closed)));
 }
 
 /// A read, and the pages that have come for it.
@@ -208,9 +213,9 @@ struct Flights<'a> {
 impl Flights<'_> {
     /// Goes on as far as there are pages.
     fn go(&mut self, mut flight: Flight) {
-        let Flight { read, pages } = &mut flight;
         let pager = &self.shared.pager;
         loop {
+            let Flight { read, pages } = &mut flight;
             if read.answer.strong_count() == 0 {
                 return;
             }
@@ -221,8 +226,8 @@ impl Flights<'_> {
             let reader = self.shared.reader(read.state.id);
             let operator = || read.state.operator();
             match get::attempt(reader, operator, &read.view, &read.key, read.at, fetch) {
-                Err(error) => return read.tell(Err(error)),
-                Ok(Ok(value)) => return read.tell(Ok(value)),
+                Err(error) => return flight.read.tell(Err(error)),
+                Ok(Ok(value)) => return flight.read.tell(Ok(value)),
                 Ok(Err(missing)) => match pager.cached_or_missed(missing.want().reference()) {
                     Some(page) => pages.push(page),
                     None => {
@@ -255,13 +260,20 @@ impl Flights<'_> {
 }
 
 impl Shared {
-    /// What the thread of [`Readers`] does.
+    /// What the thread of [`Readers`] does. Should an assert fail on the way, what was asked for is refused, and so is what will be, and writing ends as well.
     pub(crate) fn keep_reading(&self) {
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.read_until_stopped())).is_err() {
+            self.poison.set_panicked();
+            self.readers.stop();
+        }
+    }
+
+    fn read_until_stopped(&self) {
         let (mut begun, mut done) = (Vec::new(), Vec::new());
         let Ok(mut io) = self.pager.io() else {
             // The system has no room for another ring. One after the other, then.
             while self.readers.take(0, &mut begun) {
-                self.answer(&std::mem::take(&mut begun));
+                self.answer(std::mem::take(&mut begun));
             }
             return;
         };
@@ -277,10 +289,11 @@ impl Shared {
     }
 
     /// Answers reads in this thread.
-    pub(crate) fn answer(&self, reads: &[ColdRead]) {
+    pub(crate) fn answer(&self, reads: Vec<ColdRead>) {
         for read in reads {
             let (reader, operator) = (self.reader(read.state.id), || read.state.operator());
-            read.tell(get::get(reader, operator, &read.view, &read.key, read.at));
+            let found = get::get(reader, operator, &read.view, &read.key, read.at);
+            read.tell(found);
         }
     }
 }

@@ -249,3 +249,36 @@ fn futures_outlive_the_handles_that_made_them_and_move_to_other_threads() -> Don
     small().open(dir.path())?.close()?;
     Ok(())
 }
+
+#[test]
+fn damage_is_told_to_whom_it_concerns_and_reading_goes_on() -> Done {
+    let dir = tempfile::tempdir()?;
+    {
+        let db = small().open(dir.path())?;
+        fill(&db)?;
+        db.compact()?;
+    }
+    let db = small().open(dir.path())?;
+    let keyspace = db.keyspace_with("k", KeyspaceOptions::default().merge_operator(AddI64))?;
+    // The trunk is in memory before the file is damaged.
+    let file = std::fs::OpenOptions::new().write(true).open(dir.path().join("data.betree"))?;
+    let len = file.metadata()?.len();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0xff; (len / 4) as usize], len / 2)?;
+    file.sync_all()?;
+    let reads: Vec<_> = (0..RECORDS).step_by(20).map(|i| (i, keyspace.get_async(key(i)))).collect();
+    let (mut right, mut damaged) = (0, 0);
+    for (i, read) in reads {
+        match block_on(read) {
+            Ok(found) => {
+                assert_eq!(found.as_deref(), expected(i).as_deref(), "record {i}");
+                right += 1;
+            }
+            Err(error) => {
+                assert!(matches!(error, Error::Corrupt { .. }), "{error}");
+                damaged += 1;
+            }
+        }
+    }
+    assert!(right > 100 && damaged > 100, "{right} right, {damaged} damaged");
+    Ok(())
+}
