@@ -8,7 +8,6 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::due::{claim_of, task_of};
 use super::{Claim, Inner, Task};
@@ -23,7 +22,6 @@ use crate::{Error, Result};
 /// A range of one keyspace that is to be compacted.
 #[derive(Debug)]
 struct Request {
-    number: u64,
     state: Arc<State>,
     low: Vec<u8>,
     high: Option<Vec<u8>>,
@@ -118,13 +116,11 @@ impl Shared {
             return Ok(());
         }
         self.flush_memtables(std::slice::from_ref(state))?;
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Relaxed);
         let upto = state.peek().flushed;
-        let request = Arc::new(Request { number, state: state.clone(), low, high, upto });
+        let request = Arc::new(Request { state: state.clone(), low, high, upto });
         self.scheduler.inner.lock().requests.waiting.push(request.clone());
         let result = self.work_until(|_| request.is_served());
-        self.scheduler.inner.lock().requests.waiting.retain(|other| other.number != number);
+        self.scheduler.inner.lock().requests.waiting.retain(|other| !Arc::ptr_eq(other, &request));
         result?;
         if state.is_dropped() {
             return Err(Error::KeyspaceDropped { keyspace: state.name.clone() });
