@@ -41,7 +41,7 @@ pub(crate) struct TaskIo {
 
 impl TaskIo {
     pub(crate) fn new(pager: &Pager) -> Result<TaskIo> {
-        Ok(TaskIo { read: pager.io()?, write: pager.io()? })
+        Ok(TaskIo { read: pager.background_io()?, write: pager.background_io()? })
     }
 
     /// Queues the write of a whole extent.

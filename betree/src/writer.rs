@@ -179,7 +179,8 @@ impl<'a> RunWriter<'a> {
         self.used += len;
         self.run_bytes += len as u64;
         self.hashes_laid = self.hashes.len();
-        Ok(())
+        // What is in flight goes to the device in pieces while somebody reads: the next one is handed over here.
+        self.collect(0)
     }
 
     /// Writes the pages laid out as one segment.
@@ -249,13 +250,18 @@ impl<'a> RunWriter<'a> {
     fn wait_until(&mut self, left: usize) -> Result<()> {
         let mut result = Ok(());
         while self.io.pending() > left {
-            self.io.wait(1, &mut self.done);
-            for done in self.done.drain(..) {
-                self.io.recycle(done.buf);
-                if result.is_ok() {
-                    result = done.result;
-                }
-            }
+            result = result.and(self.collect(1));
+        }
+        result
+    }
+
+    /// Waits for `at_least` writes, and takes what is complete.
+    fn collect(&mut self, at_least: usize) -> Result<()> {
+        self.io.wait(at_least, &mut self.done);
+        let mut result = Ok(());
+        for done in self.done.drain(..) {
+            self.io.recycle(done.buf);
+            result = result.and(done.result);
         }
         Ok(result?)
     }

@@ -1,6 +1,7 @@
 //! The bulk channel: reads and writes of extents past the cache, many in flight.
 //!
-//! Used by flush, compaction and write-back, one channel per thread. Requests are queued and handed over in batches.
+//! Used by flush, compaction and write-back, one channel per thread, and by those who read ahead for somebody. Requests are queued and handed over in batches,
+//! by a background channel one at a time while somebody waits for reads ([`crate::foreground`]).
 //! Every request holds its extent until it completes, so that blocks are never freed, and allocated to somebody else,
 //! under a write.
 
@@ -12,6 +13,7 @@ use betree_storage::{AlignedBuf, Completion, Request, Ring};
 
 use crate::error::{Error, Result};
 use crate::extent::Extent;
+use crate::foreground::PIECE;
 use crate::pager::{Pager, Shared};
 use crate::read::check_bounds;
 
@@ -19,6 +21,8 @@ use crate::read::check_bounds;
 const DEPTH: usize = 64;
 /// Requests queued before they are handed over unasked.
 const BATCH: usize = 16;
+/// A piece that is longer than any request, of whole blocks.
+const ANY: usize = 1 << 30;
 
 /// A channel for bulk reads and writes. Not shared: each thread makes its own.
 ///
@@ -33,6 +37,9 @@ pub struct PagerIo {
     /// What each request of the ring needs alive and what the caller calls it.
     held: HashMap<u64, (u64, Arc<Extent>)>,
     next: u64,
+    background: bool,
+    /// Whether it is one request, in pieces, that is handed over at a time.
+    gives_way: bool,
     shared: Arc<Shared>,
 }
 
@@ -48,8 +55,17 @@ pub struct IoCompletion {
 }
 
 impl Pager {
-    /// A new bulk channel.
+    /// A new bulk channel for what somebody waits for.
     pub fn io(&self) -> Result<PagerIo> {
+        self.channel(false)
+    }
+
+    /// A new bulk channel for background work: while somebody reads it has one request in flight.
+    pub fn background_io(&self) -> Result<PagerIo> {
+        self.channel(true)
+    }
+
+    fn channel(&self, background: bool) -> Result<PagerIo> {
         Ok(PagerIo {
             ring: self.0.storage.ring(DEPTH)?,
             queued: Vec::with_capacity(BATCH),
@@ -57,6 +73,8 @@ impl Pager {
             completions: Vec::new(),
             held: HashMap::new(),
             next: 0,
+            background,
+            gives_way: false,
             shared: Arc::clone(&self.0),
         })
     }
@@ -84,6 +102,9 @@ impl PagerIo {
         let (file, offset) = (Arc::clone(&self.shared.file), extent.offset() + u64::from(at));
         let buf = self.shared.buffers.get(len);
         self.shared.counters.read(len);
+        if !self.background {
+            self.shared.foreground.reads(&*self.shared.storage);
+        }
         self.queue(extent, token, Request::Read { file, offset, buf });
     }
 
@@ -100,10 +121,20 @@ impl PagerIo {
         self.queue(extent, token, Request::Write { file, offset, buf });
     }
 
-    /// Hands everything queued to the device without waiting.
+    /// Hands everything queued to the device without waiting, or as much of it as may be there.
     pub fn kick(&mut self) {
-        if !self.queued.is_empty() {
+        if self.queued.is_empty() {
+            return;
+        }
+        let give_way = self.background && self.shared.foreground.is_reading(&*self.shared.storage);
+        if give_way != self.gives_way {
+            self.gives_way = give_way;
+            self.ring.set_piece(if give_way { PIECE } else { ANY });
+        }
+        if !give_way {
             self.ring.submit(&mut self.queued);
+        } else if self.ring.in_flight() == 0 {
+            self.ring.submit(&mut vec![self.queued.remove(0)]);
         }
     }
 
@@ -113,20 +144,26 @@ impl PagerIo {
         self.held.len() + self.refused.len()
     }
 
-    /// Waits until at least `min` requests (or all pending, if fewer) are complete and appends all that are to `out`.
+    /// Waits until at least `min` requests (or all pending, if fewer) are complete and appends all that are to `out`. A background channel hands over what was
+    /// held back; with 0 it does that without waiting.
     pub fn wait(&mut self, min: usize, out: &mut Vec<IoCompletion>) {
-        self.kick();
-        let ready = self.refused.len();
+        let wanted = out.len() + min;
         out.append(&mut self.refused);
-        if self.held.is_empty() {
-            return;
-        }
-        self.ring.wait(min.saturating_sub(ready), &mut self.completions);
-        for completion in self.completions.drain(..) {
-            // The ring answers each request once, so the entry is there; its extent is let go of here.
-            let Some((token, _extent)) = self.held.remove(&completion.token) else { continue };
-            let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
-            out.push(IoCompletion { token, buf, result: completion.result.map_err(Error::from) });
+        loop {
+            self.kick();
+            if self.held.is_empty() {
+                return;
+            }
+            self.ring.wait(wanted.saturating_sub(out.len()), &mut self.completions);
+            for completion in self.completions.drain(..) {
+                // The ring answers each request once, so the entry is there; its extent is let go of here.
+                let Some((token, _extent)) = self.held.remove(&completion.token) else { continue };
+                let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
+                out.push(IoCompletion { token, buf, result: completion.result.map_err(Error::from) });
+            }
+            if out.len() >= wanted || self.queued.is_empty() {
+                return;
+            }
         }
     }
 

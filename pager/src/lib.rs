@@ -20,6 +20,7 @@ mod dump;
 mod error;
 mod extent;
 mod file;
+mod foreground;
 mod freemap;
 #[cfg(feature = "fuzzing")]
 pub mod fuzzing;

@@ -14,6 +14,7 @@ use crate::cache::Cache;
 use crate::checksum::Sealer;
 use crate::error::{Error, Result};
 use crate::extent::Extent;
+use crate::foreground::Foreground;
 use crate::options::Options;
 use crate::space::{Claim, Keep, Space};
 use crate::stats::{CacheStats, Counters, Stats};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) buffers: BufPool,
     pub(crate) rings: Mutex<Vec<Box<dyn Ring>>>,
     pub(crate) counters: Counters,
+    pub(crate) foreground: Foreground,
     /// The last epoch published; its lock serialises publishing.
     pub(crate) published: Mutex<Epoch>,
     /// The failure after which nothing more is written.
@@ -76,6 +78,7 @@ impl Pager {
             buffers: BufPool::new(options.idle_buffer_bytes),
             rings: Mutex::new(Vec::new()),
             counters: Counters::default(),
+            foreground: Foreground::default(),
             published: Mutex::new(newest.epoch),
             poison: OnceLock::new(),
             next_extent: AtomicU64::new(1),

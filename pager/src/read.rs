@@ -147,7 +147,15 @@ impl Pager {
         page
     }
 
+    /// Background work reads page indexes in this way too, but data by channels.
+    fn note_reading(&self, kind: PageKind) {
+        if kind == PageKind::Data {
+            self.0.foreground.reads(&*self.0.storage);
+        }
+    }
+
     fn read_one(&self, want: &PageRef<'_>) -> Result<Page> {
+        self.note_reading(want.kind);
         let mut buf = self.0.buffers.get(want.len as usize);
         let read = self.0.file.read_at(want.file_offset(), &mut buf);
         self.0.counters.read(want.len as usize);
@@ -163,6 +171,7 @@ impl Pager {
         missing: &[usize],
         pages: &mut [Option<Result<Page>>],
     ) -> Result<()> {
+        self.note_reading(wants[missing[0]].kind);
         let idle = self.0.rings.lock().pop();
         let mut ring = match idle {
             Some(ring) => ring,

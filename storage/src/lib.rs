@@ -228,6 +228,11 @@ pub trait Ring: Debug + Send {
     fn wait(&mut self, min: usize, out: &mut Vec<Completion>);
     /// Requests submitted and not yet handed out by [`Ring::wait`].
     fn in_flight(&self) -> usize;
+    /// From now on no transfer asks the device for more than `bytes` at once, a multiple of [`ALIGN`]: longer requests reach it piece after piece, the next
+    /// one when [`Ring::wait`] sees the end of the last. A hint, of no use where requests do not reach a device as they are.
+    fn set_piece(&mut self, bytes: usize) {
+        let _ = bytes;
+    }
     /// Lets other threads end a [`Ring::wait`] for one completion early: to wake it ends the one that is under way, or else the next one. For rings
     /// that never wait for long it does nothing.
     fn waker(&mut self) -> Waker {

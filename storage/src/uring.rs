@@ -24,9 +24,9 @@ use std::time::Duration;
 use io_uring::IoUring;
 
 use self::alarm::Alarm;
-use self::slot::{Op, Outcome, Slot, usable_fd};
+use self::slot::{MAX_TRANSFER, Op, Outcome, Slot, usable_fd};
 use crate::portable::perform;
-use crate::{Completion, Error, Request, Result, Ring};
+use crate::{ALIGN, Completion, Error, Request, Result, Ring};
 
 /// A deeper ring gains nothing on any device and costs kernel memory.
 const MAX_DEPTH: usize = 4096;
@@ -40,6 +40,8 @@ const ALARM: usize = usize::MAX;
 pub(crate) struct UringRing {
     ring: IoUring,
     depth: usize,
+    /// See [`Ring::set_piece`].
+    piece: usize,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     /// Slots whose entries lie in the submission queue, oldest first.
@@ -66,6 +68,7 @@ impl UringRing {
         Ok(Self {
             ring,
             depth,
+            piece: MAX_TRANSFER,
             slots: (0..depth).map(|_| None).collect(),
             free: (0..depth).rev().collect(),
             pushed: VecDeque::with_capacity(depth),
@@ -127,7 +130,7 @@ impl UringRing {
             self.finish(index, Err(refused(op)));
             return;
         }
-        let entry = slot.entry().user_data(index as u64);
+        let entry = slot.entry(self.piece).user_data(index as u64);
         // SAFETY: buffer and file of the entry stay in the slot until its completion was seen: slots are emptied by
         // `finish` only, and dropping the ring waits for all of them.
         let pushed = unsafe { self.ring.submission().push(&entry) };
@@ -270,6 +273,11 @@ impl Ring for UringRing {
         self.active() + self.done.len()
     }
 
+    fn set_piece(&mut self, bytes: usize) {
+        debug_assert!(bytes > 0 && bytes.is_multiple_of(ALIGN), "pieces of {bytes} bytes");
+        self.piece = bytes;
+    }
+
     fn waker(&mut self) -> Waker {
         if self.alarm.is_none() {
             self.alarm = Alarm::new();
@@ -341,6 +349,37 @@ mod tests {
         assert!(matches!(first, Error::SyncFailed { .. }), "{first}");
         assert_eq!(file.sync().unwrap_err().to_string(), first.to_string());
         assert!(one(&mut ring, Request::Sync { file }).is_err());
+    }
+
+    #[test]
+    fn requests_that_go_in_pieces_are_carried_out_whole_and_complete_once() {
+        let Some(mut ring) = ring() else { return };
+        let file = file_of(0);
+        let content: Vec<u8> = (0..50_000u32).flat_map(|i| i.to_le_bytes()).collect();
+        let buf = AlignedBuf::copy_of(&content);
+        ring.set_piece(3 * ALIGN);
+        ring.submit(&mut vec![(1, Request::Write { file: Arc::clone(&file), offset: 0, buf })]);
+        let (mut out, mut looks) = (Vec::new(), 0);
+        while ring.in_flight() > 0 {
+            // A request counts as one, however many pieces of it the kernel has answered.
+            ring.wait(1, &mut out);
+            looks += 1;
+        }
+        assert_eq!((out.len(), looks), (1, 1));
+        assert!(out.remove(0).result.is_ok());
+        let buf = AlignedBuf::zeroed(content.len());
+        ring.set_piece(ALIGN);
+        ring.submit(&mut vec![(2, Request::Read { file: Arc::clone(&file), offset: 0, buf })]);
+        ring.enter(1);
+        let answer = ring.ring.completion().next().map(|event| (event.user_data() as usize, event.result()));
+        let (index, code) = answer.unwrap();
+        assert_eq!(code as usize, ALIGN, "the device was asked for one piece");
+        ring.complete(index, code);
+        ring.set_piece(MAX_TRANSFER);
+        ring.wait(1, &mut out);
+        let read = out.remove(0);
+        assert!(read.result.is_ok());
+        assert!(read.buf.as_deref() == Some(&content[..]));
     }
 
     #[test]

@@ -236,7 +236,7 @@ impl Shared {
         self.finish_previous(unfinished, idle);
         match outcome {
             Ok(Some(install)) => {
-                let idle = idle.take().map_or_else(|| self.pager.io().map_err(Error::from), Ok);
+                let idle = idle.take().map_or_else(|| self.pager.background_io().map_err(Error::from), Ok);
                 match idle {
                     Ok(idle) => {
                         let writes = io.hand_over_writes(idle);

@@ -2,8 +2,11 @@
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::time::Duration;
 
-use betree_pager::{BLOCK, Error, FILE_NAME, PageKind, PageRef, Pager};
+use betree_pager::{BLOCK, Error, Extent, FILE_NAME, PageKind, PageRef, Pager, PagerIo};
+use betree_storage::Storage;
+use betree_testkit::SimStorage;
 
 use crate::common::{assert_stamp, disk, fill, page_bytes, read, small};
 
@@ -160,4 +163,50 @@ fn an_extent_dropped_by_its_owner_lives_until_its_write_completes() {
     assert_ne!(pager.allocate(BLOCK).unwrap().offset(), offset);
     io.finish().unwrap();
     assert_eq!(pager.allocate(BLOCK).unwrap().offset(), offset);
+}
+
+/// Writes 12 blocks through `io` and says how many completed at each wait for one.
+fn completed_at_once(io: &mut PagerIo, extent: &Arc<Extent>) -> Vec<usize> {
+    for i in 0..12 {
+        io.submit_write(extent, i * BLOCK as u32, page_bytes(u64::from(i)), 0);
+    }
+    io.kick();
+    let mut counts = Vec::new();
+    while io.pending() > 0 {
+        let mut done = Vec::new();
+        io.wait(1, &mut done);
+        assert!(done.iter().all(|completion| completion.result.is_ok()));
+        counts.push(done.len());
+    }
+    counts
+}
+
+#[test]
+fn a_background_channel_has_one_request_in_flight_while_somebody_reads() {
+    // The simulated disk may complete all that is in flight when one is waited for.
+    let disk = SimStorage::new(5);
+    let (pager, _) = Pager::open(disk.as_storage(), small()).unwrap();
+    let extent = Arc::new(pager.allocate(12 * BLOCK).unwrap());
+    let checksums = fill(&pager, &extent, 1).unwrap();
+    let (mut background, mut foreground) = (pager.background_io().unwrap(), pager.io().unwrap());
+    let alone = completed_at_once(&mut background, &extent);
+    assert!(alone.len() < 12, "several in flight: {alone:?}");
+
+    fill(&pager, &extent, 1).unwrap();
+    read(&pager, &extent, 0, checksums[0]).unwrap();
+    assert_eq!(completed_at_once(&mut background, &extent), [1; 12]);
+    assert!(completed_at_once(&mut foreground, &extent).len() < 12, "others do not give way");
+    // All of it was written.
+    for i in 0..12 {
+        background.submit_read(&extent, i * BLOCK as u32, BLOCK, u64::from(i));
+    }
+    let mut done = Vec::new();
+    background.wait(12, &mut done);
+    assert_eq!(done.len(), 12);
+    assert!(done.iter().all(|completion| completion.buf[..] == page_bytes(completion.token)[..]));
+
+    // A read that the cache answers is none, and after a while nobody is expected.
+    disk.pause(Duration::from_secs(2));
+    read(&pager, &extent, 0, checksums[0]).unwrap();
+    assert!(completed_at_once(&mut background, &extent).len() < 12);
 }

@@ -11,7 +11,7 @@ use io_uring::{opcode, squeue, types};
 use crate::{AlignedBuf, Error, File, Result};
 
 /// The most bytes asked for at once; the kernel's own bound is just below 2 GiB, the rest is continued.
-const MAX_TRANSFER: usize = 1 << 30;
+pub(super) const MAX_TRANSFER: usize = 1 << 30;
 /// How often a request is submitted again after the kernel cancelled or put it off, before that is an error.
 const MAX_RETRIES: u32 = 1000;
 
@@ -45,9 +45,10 @@ impl Slot {
         Self { token, file, fd, op, retries: 0 }
     }
 
-    /// The queue entry for what is left to do.
-    pub(super) fn entry(&mut self) -> squeue::Entry {
+    /// The queue entry for what is left to do, or for the next `piece` bytes of it.
+    pub(super) fn entry(&mut self, piece: usize) -> squeue::Entry {
         let fd = types::Fd(self.fd);
+        let transfer = |left: usize| left.min(piece).min(MAX_TRANSFER) as u32;
         match &mut self.op {
             Op::Read { offset, buf, done } => {
                 let at = *offset + *done as u64;
@@ -153,10 +154,6 @@ pub(super) fn usable_fd(file: &dyn File, op: &Op) -> Result<i32> {
         file.sync_latch().ok_or_else(unsupported)?.check()?;
     }
     Ok(fd)
-}
-
-fn transfer(len: usize) -> u32 {
-    len.min(MAX_TRANSFER) as u32
 }
 
 #[cfg(test)]
