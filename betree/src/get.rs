@@ -203,8 +203,12 @@ impl<'a> Lookup<'a> {
                     self.meta = Some(meta);
                 }
                 let meta = self.meta.as_ref().or(pinned.as_ref().map(|pinned| &pinned.meta));
+                let near = segment.spread.share(key);
+                if let Some(meta) = meta {
+                    meta.prefetch_rows(near);
+                }
                 if let Some(meta) = meta.filter(|meta| meta.may_contain(self.key.key_hash)) {
-                    let index = meta.page_of(key);
+                    let index = meta.page_near(key, near);
                     let place = meta.place(index).ok_or_else(|| {
                         segment.corrupt(segment.data_len, "meta block", format!("no page {index}"))
                     })?;

@@ -27,6 +27,7 @@ use betree_pager::{BLOCK, PageKind, Pager};
 use crate::headed::Headed;
 use crate::message::{get_varint, put_varint};
 use crate::node::{Child, Leaf, Node, NodePlace, Queued, Target};
+use crate::page::Spread;
 use crate::pins::Pin;
 use crate::run::Run;
 use crate::segment::Segment;
@@ -237,6 +238,7 @@ impl<'a> NodeReader<'a> {
             messages: stored.messages,
             min: Headed::new(stored.min.clone()),
             max: Headed::new(stored.max.clone()),
+            spread: Spread::new(&stored.min, &stored.max),
             samples: stored.samples.clone(),
             pin: Pin::default(),
         });

@@ -187,25 +187,46 @@ const FIRST_STEP: usize = 2;
 /// Bytes on either side of a guess that a search will probably look at.
 const NEAR: usize = 320;
 
-/// A share of a page, in 65536ths.
+/// A share of a page or a segment, in 65536ths.
 #[derive(Copy, Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Share(u32);
 
-impl Share {
-    /// How far `key` is on the way from `low` to `high`, by the eight bytes after those that `low` and `high` share.
+/// Two keys between which others lie, and how far a key is on the way: by the eight bytes after those that the two share.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Spread {
+    skip: usize,
+    low: u64,
+    high: u64,
+}
+
+impl Spread {
     #[inline]
-    pub(crate) fn between(low: &[u8], key: &[u8], high: &[u8]) -> Share {
+    pub(crate) fn new(low: &[u8], high: &[u8]) -> Spread {
         let skip = common_prefix(low, high);
-        let number = |bytes: &[u8]| head_of(bytes.get(skip..).unwrap_or_default());
-        let (low, key, high) = (number(low), number(key), number(high));
-        // Sixteen bits of the distance are precise enough, and cannot overflow.
-        let shift = 48u32.saturating_sub(high.saturating_sub(low).leading_zeros());
-        let (way, whole) = (key.saturating_sub(low) >> shift, high.saturating_sub(low) >> shift);
-        Share(((way << 16) / whole.max(1)).min(1 << 16) as u32)
+        Spread { skip, low: after(low, skip), high: after(high, skip) }
     }
 
+    /// Where `key` is if keys are spread evenly. REQUIRES a key between the two.
     #[inline]
-    fn of(self, whole: usize) -> usize {
+    pub(crate) fn share(&self, key: &[u8]) -> Share {
+        let whole = self.high.saturating_sub(self.low);
+        // Sixteen bits of the distance are precise enough, and cannot overflow.
+        let shift = 48u32.saturating_sub(whole.leading_zeros());
+        let way = after(key, self.skip).saturating_sub(self.low) >> shift;
+        Share(((way << 16) / (whole >> shift).max(1)).min(1 << 16) as u32)
+    }
+}
+
+/// The eight bytes after `skip`, as a number.
+#[inline]
+fn after(key: &[u8], skip: usize) -> u64 {
+    head_of(key.get(skip..).unwrap_or_default())
+}
+
+impl Share {
+    /// So much of `whole`.
+    #[inline]
+    pub(crate) fn of(self, whole: usize) -> usize {
         ((self.0 as u64 * whole as u64) >> 16) as usize
     }
 
@@ -515,7 +536,7 @@ mod tests {
 
     #[test]
     fn a_guess_is_near_where_evenly_spread_keys_are() {
-        let share = |low: &[u8], key: &[u8], high: &[u8]| Share::between(low, key, high).of(100);
+        let share = |low: &[u8], key: &[u8], high: &[u8]| Spread::new(low, high).share(key).of(100);
         assert_eq!(share(b"ab\x00", b"ab\x40", b"ab\x80"), 50);
         assert_eq!(share(b"ab\x00", b"ab\x00", b"ab\x80"), 0);
         assert_eq!(share(b"ab\x00", b"ab\x80", b"ab\x80"), 100);

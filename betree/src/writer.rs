@@ -16,7 +16,7 @@ use crate::hash::hash;
 use crate::headed::Headed;
 use crate::message::MessageRef;
 use crate::options::TreeOptions;
-use crate::page::PageBuilder;
+use crate::page::{PageBuilder, Spread};
 use crate::pins::Pin;
 use crate::segment::{META_HEADER, META_ROW, SAMPLE_BYTES, Segment, TYPE_META, separator};
 use crate::stats::Counter;
@@ -230,6 +230,7 @@ impl<'a> RunWriter<'a> {
             messages: messages as u32,
             min: Headed::new(self.min.as_slice().into()),
             max: Headed::new(self.last.as_slice().into()),
+            spread: Spread::new(&self.min, &self.last),
             samples: std::mem::take(&mut self.samples).into(),
             pin: Pin::default(),
         });

@@ -12,6 +12,7 @@
 #[cfg(all(test, feature = "shuttle"))]
 mod models;
 mod shard;
+mod table;
 
 use std::ops::Deref;
 use std::sync::Arc;
@@ -21,7 +22,8 @@ use betree_storage::primitives::Mutex;
 use betree_storage::{Frame, Frames};
 
 use self::shard::Shard;
-pub(crate) use self::shard::{Key, ShardStats};
+pub(crate) use self::shard::ShardStats;
+pub(crate) use self::table::Key;
 use crate::checksum;
 
 /// What a page is for: decides how the cache treats it and which counters it moves.
@@ -150,7 +152,7 @@ impl Cache {
     /// A page that differs counts as a miss: the read that follows says which of the two is wrong.
     pub(crate) fn get(&self, key: Key, len: u32, checksum: u32, kind: PageKind) -> Option<Page> {
         let mut shard = self.shard(key).lock();
-        let found = shard.get(key, kind, |page| page.len() == len as usize && page.checksum() == checksum);
+        let found = shard.get(key, len, checksum, kind);
         if found.is_none() {
             shard.missed(kind);
         }
@@ -159,8 +161,7 @@ impl Cache {
 
     /// As [`Cache::get`], for a caller who asks first and reads later: absence is not counted.
     pub(crate) fn peek(&self, key: Key, len: u32, checksum: u32, kind: PageKind) -> Option<Page> {
-        let mut shard = self.shard(key).lock();
-        shard.get(key, kind, |page| page.len() == len as usize && page.checksum() == checksum)
+        self.shard(key).lock().get(key, len, checksum, kind)
     }
 
     /// Adds or replaces a page. One longer than an eighth of a shard is left out: it would push out too many others.

@@ -36,7 +36,7 @@ fn one_shard_charges_each_page_once_in_every_interleaving() {
                         Some(page) => assert!(page[4..].iter().all(|&byte| byte == id as u8)),
                         None => cache.insert(key(id), page(id)),
                     }
-                    let shard = cache.shards[0].lock();
+                    let mut shard = cache.shards[0].lock();
                     shard.check();
                 }
             }));
