@@ -219,7 +219,12 @@ pub(crate) fn flush_memtable(
     let segments = writer.cut()?;
     writer.finish()?;
     shared.storage.reached("memtable-written");
-    let run = Arc::new(Run { segments, spans: head.table.spans(Seqno(u64::MAX)), first, last });
+    let run = Arc::new(Run {
+        segments: segments.into_iter().collect(),
+        spans: head.table.spans(Seqno(u64::MAX)),
+        first,
+        last,
+    });
     let mut moved = 0;
     state.install(head, last, |root| {
         let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
@@ -270,7 +275,7 @@ pub(crate) fn flush_to_node(
         key: site.low.clone(),
         high: site.high.clone(),
         level: site.node.level,
-        merged: Some(Run { segments, spans, first, last }),
+        merged: Some(Run { segments: segments.into_iter().collect(), spans, first, last }),
         from: site.node.children[site.index].cursor,
         cursor: site.node.next_number,
     };
@@ -378,7 +383,7 @@ fn by_reference(site: &Site, leaf: &Leaf, pending: &[Arc<Run>], options: &TreeOp
     let mut part_bytes = 0;
     let finish = |part: &mut Vec<Arc<Segment>>| {
         let segments = std::mem::take(part);
-        let run = Run { segments, spans: Spans::default(), first, last };
+        let run = Run { segments: segments.into_iter().collect(), spans: Spans::default(), first, last };
         Leaf::of_base(Some(Arc::new(run)), leaf.settled)
     };
     for segment in segments {
@@ -420,7 +425,7 @@ fn add_delta(
     let segments = writer.cut()?;
     writer.leave();
     let mut deltas = leaf.deltas.clone();
-    let run = Run { segments, spans, first, last };
+    let run = Run { segments: segments.into_iter().collect(), spans, first, last };
     if !run.is_empty() {
         deltas.push(Arc::new(run));
     }
@@ -474,7 +479,7 @@ fn compact_leaf(
     writer.leave();
     let settled = last.max(leaf.settled);
     let leaf_of = |part: Part| {
-        let run = Run { segments: part.segments, spans: Spans::default(), first, last };
+        let run = Run { segments: part.segments.into_iter().collect(), spans: Spans::default(), first, last };
         (part.low, Leaf::of_base(Some(Arc::new(run)), settled))
     };
     Ok(join_parts(written, options.leaf_bytes as u64).into_iter().map(leaf_of).collect())

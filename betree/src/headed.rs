@@ -28,6 +28,12 @@ impl<T: Deref<Target = [u8]>> Headed<T> {
         Headed { head: head_of(&key), key }
     }
 
+    /// Its head.
+    #[inline]
+    pub(crate) fn head(&self) -> u64 {
+        self.head
+    }
+
     /// How it compares with a key. REQUIRES that `head` is the key's.
     #[inline]
     pub(crate) fn compare(&self, head: u64, key: &[u8]) -> Ordering {

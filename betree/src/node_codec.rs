@@ -98,7 +98,7 @@ fn put_run(out: &mut Vec<u8>, run: &Run) {
     put_varint(out, run.first.0);
     put_varint(out, run.last.0);
     put_varint(out, run.segments.len() as u64);
-    for s in &run.segments {
+    for s in run.segments.iter() {
         put_varint(out, s.extent.offset() / BLOCK as u64);
         put_varint(out, u64::from(s.data_len) / BLOCK as u64);
         put_varint(out, u64::from(s.meta_len) / BLOCK as u64);

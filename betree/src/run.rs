@@ -7,6 +7,7 @@
 //! Invariants: `run.segments_ascend` (disjoint, in key order), `run.nothing_under_own_span` holds by construction,
 //! `run.seqnos` (every message had a Seqno in `first..=last`).
 
+use std::ops::Deref;
 use std::sync::Arc;
 
 use crate::headed::head_of;
@@ -14,10 +15,49 @@ use crate::segment::Segment;
 use crate::spans::Spans;
 use crate::types::Seqno;
 
+/// Segments in key order, with the heads of their largest keys side by side: a search of a run with a hundred segments looks at two lines of these instead of
+/// at seven segments. A read that finds nothing in the caches of the processor waits for each.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Segments {
+    list: Vec<Arc<Segment>>,
+    tops: Box<[u64]>,
+}
+
+impl Segments {
+    /// The index of the first segment whose largest key is not below `key`.
+    #[inline]
+    fn reaching(&self, key: &[u8]) -> usize {
+        let head = head_of(key);
+        let at = self.tops.partition_point(|top| *top < head);
+        if self.tops.get(at) != Some(&head) {
+            return at;
+        }
+        let ties = self.tops[at..].partition_point(|top| *top == head);
+        at + self.list[at..at + ties].partition_point(|segment| *segment.max < *key)
+    }
+}
+
+impl FromIterator<Arc<Segment>> for Segments {
+    fn from_iter<I: IntoIterator<Item = Arc<Segment>>>(segments: I) -> Self {
+        let list: Vec<_> = segments.into_iter().collect();
+        let tops = list.iter().map(|segment| segment.max.head()).collect();
+        Segments { list, tops }
+    }
+}
+
+impl Deref for Segments {
+    type Target = [Arc<Segment>];
+
+    #[inline]
+    fn deref(&self) -> &[Arc<Segment>] {
+        &self.list
+    }
+}
+
 /// See the module's text.
 #[derive(Debug, Clone)]
 pub(crate) struct Run {
-    pub segments: Vec<Arc<Segment>>,
+    pub segments: Segments,
     pub spans: Spans,
     pub first: Seqno,
     pub last: Seqno,
@@ -32,14 +72,13 @@ impl Run {
     /// The only segment that may hold `key`.
     #[inline]
     pub(crate) fn segment_of(&self, key: &[u8]) -> Option<&Arc<Segment>> {
-        let head = head_of(key);
-        let at = self.segments.partition_point(|s| s.max.compare(head, key).is_lt());
-        self.segments.get(at).filter(|s| s.min.compare(head, key).is_le())
+        let found = self.segments.get(self.segments.reaching(key));
+        found.filter(|segment| segment.min.compare(head_of(key), key).is_le())
     }
 
     /// The segments with keys in `low..high`.
     pub(crate) fn segments_in(&self, low: &[u8], high: Option<&[u8]>) -> &[Arc<Segment>] {
-        let from = self.segments.partition_point(|s| *s.max < *low);
+        let from = self.segments.reaching(low);
         let to = high.map_or(self.segments.len(), |h| self.segments.partition_point(|s| *s.min < *h));
         &self.segments[from..to.max(from)]
     }
@@ -47,7 +86,7 @@ impl Run {
     /// The part of the run with keys in `low..high`, by reference. Segments at the ends may reach beyond; whoever reads a child clips to its range.
     pub(crate) fn slice(&self, low: &[u8], high: Option<&[u8]>) -> Run {
         Run {
-            segments: self.segments_in(low, high).to_vec(),
+            segments: self.segments_in(low, high).iter().cloned().collect(),
             spans: self.spans.clip(low, high),
             first: self.first,
             last: self.last,

@@ -80,10 +80,10 @@ impl Draft {
                 return false;
             }
             if keep.contains(&false) {
-                let mut kept = keep.iter();
-                let mut smaller = Run::clone(run);
-                smaller.segments.retain(|_| kept.next().copied().unwrap_or(true));
-                queued.run = Arc::new(smaller);
+                let kept = run.segments.iter().zip(keep).filter(|(_, keep)| *keep);
+                let segments = kept.map(|(segment, _)| segment.clone()).collect();
+                let (spans, first, last) = (run.spans.clone(), run.first, run.last);
+                queued.run = Arc::new(Run { segments, spans, first, last });
             }
             true
         });
@@ -376,7 +376,7 @@ mod tests {
     fn deleting(from: &[u8], to: &[u8]) -> Run {
         let mut spans = Spans::default();
         spans.insert(from, to);
-        Run { segments: Vec::new(), spans, first: Seqno(1), last: Seqno(1) }
+        Run { segments: [].into_iter().collect(), spans, first: Seqno(1), last: Seqno(1) }
     }
 
     /// A root with one run that waits for both of its children.
