@@ -4,8 +4,11 @@
 //! on a virtual disk of 1.1 GB/s with fio, one random read of 4 KiB after the other beside writes of 1 MiB: 4 in flight, p50 15 ms at 1,066 MB/s; 2 in
 //! flight, 0.9 ms at 1,078 MB/s; 1 in flight, 0.08 ms at 747 MB/s; pieces of 256 KiB, 2 in flight, 0.09 ms at 849 MB/s. So while somebody reads, a background
 //! channel has one request in flight, which goes to the device in pieces of [`PIECE`]; deep queues are for when nobody does, when they keep the
-//! device busy over the time that merges compute. Random gets beside inserts at full speed on that disk, of which each is nearly saturated alone: 500 a
-//! second, p99 27 to 31 ms, without this; 1,050 to 1,180, p99 9 to 12 ms with it; 1,300 to 1,740, p99 5 to 7 ms with pieces of 128 KiB, but 15 % fewer inserts.
+//! device busy over the time that merges compute.
+//!
+//! Random gets beside inserts at full speed, on that disk, which the inserts alone keep busy: 470 to 740 a second, p99 19 to 37 ms, without this; with pieces of
+//! 384 KiB 1,250 to 1,580, p99 8 to 9 ms, and 0.71 to 0.95 of the inserts without gets; of 256 KiB 1,400 to 2,000, p99 4 to 7 ms, 0.66 to 0.79 of the inserts; of
+//! 128 KiB 1,300 to 2,000, p99 4 to 11 ms, 0.60 to 0.84. With several requests of 256 KiB in flight p99 is 11 to 20 ms.
 //!
 //! Reads that hit the page cache count for nothing. No locks; one store per page that somebody reads from the device.
 
@@ -15,7 +18,7 @@ use std::time::Duration;
 use betree_storage::Storage;
 
 /// What a background channel asks the device for at once while somebody reads.
-pub(crate) const PIECE: usize = 256 << 10;
+pub(crate) const PIECE: usize = 384 << 10;
 
 /// For how long after a read others are expected.
 const LULL: Duration = Duration::from_secs(1);
