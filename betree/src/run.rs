@@ -17,7 +17,7 @@ use crate::types::Seqno;
 
 /// Segments in key order, with the heads of their largest keys side by side: a search of a run with a hundred segments looks at two lines of these instead of
 /// at seven segments. A read that finds nothing in the caches of the processor waits for each.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub(crate) struct Segments {
     list: Vec<Arc<Segment>>,
     tops: Box<[u64]>,

@@ -6,9 +6,9 @@
 //! channel has one request in flight, which goes to the device in pieces of [`PIECE`]; deep queues are for when nobody does, when they keep the
 //! device busy over the time that merges compute.
 //!
-//! Random gets beside inserts at full speed, on that disk, which the inserts alone keep busy: 470 to 740 a second, p99 19 to 37 ms, without this; with pieces of
-//! 384 KiB 1,250 to 1,580, p99 8 to 9 ms, and 0.71 to 0.95 of the inserts without gets; of 256 KiB 1,400 to 2,000, p99 4 to 7 ms, 0.66 to 0.79 of the inserts; of
-//! 128 KiB 1,300 to 2,000, p99 4 to 11 ms, 0.60 to 0.84. With several requests of 256 KiB in flight p99 is 11 to 20 ms.
+//! Random gets beside inserts at full speed, on that disk, which the inserts alone keep busy: 470 to 740 a second, p99 19 to 37 ms, without this (six runs); with
+//! pieces of 384 KiB 1,250 to 1,580, p99 8 to 9 ms, and 0.71 to 0.95 of the inserts without gets (three); of 256 KiB 1,040 to 2,000, p99 4 to 13 ms, 0.56 to 0.86
+//! of the inserts (ten); of 128 KiB 1,170 to 2,000, p99 4 to 11 ms, 0.60 to 0.84 (five). With two requests of 256 KiB in flight p99 is 11 to 20 ms.
 //!
 //! Reads that hit the page cache count for nothing. No locks; one store per page that somebody reads from the device.
 
