@@ -158,6 +158,7 @@ impl Iter {
         Ok(inside)
     }
 
+    #[inline(never)]
     fn advance(&mut self, direction: Direction) -> Result<bool> {
         if self.ended {
             return Ok(false);

@@ -81,7 +81,7 @@ impl<'a> PageRef<'a> {
     }
 
     /// The entry at `index`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn entry(&self, index: usize) -> Option<EntryRef<'a>> {
         if index >= self.count {
             return None;

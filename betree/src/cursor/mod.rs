@@ -75,9 +75,10 @@ pub(crate) struct RunCursor {
     index: usize,
     count: usize,
     valid: bool,
-    /// The current entry: its key, which begins with `prefix` bytes that the page's keys share, and the key's head; kind and place of its value.
+    /// The current entry: its key, which begins with `prefix` bytes that the page's keys share, their head and the key's head; kind and place of its value.
     key: Vec<u8>,
     prefix: usize,
+    prefix_head: u64,
     head: u64,
     kind: Kind,
     value: Range<usize>,
@@ -126,6 +127,7 @@ impl RunCursor {
             valid: false,
             key: Vec::new(),
             prefix: 0,
+            prefix_head: 0,
             head: 0,
             kind: Kind::Put,
             value: 0..0,
@@ -312,16 +314,32 @@ impl RunCursor {
         }
     }
 
+    /// The place in the page of the next entry in the direction, if it is there.
+    #[inline]
+    fn next_index(&self) -> Option<usize> {
+        match self.direction {
+            Direction::Forward => Some(self.index + 1).filter(|&next| next < self.count),
+            Direction::Backward => self.index.checked_sub(1),
+        }
+    }
+
+    /// To the next entry in the direction; false: it is not in this page, or is for [`RunCursor::step`] to complain of.
+    #[inline]
+    pub(crate) fn step_in_page(&mut self) -> bool {
+        self.next_index().is_some_and(|next| self.decode(next))
+    }
+
     /// To the next entry in the direction.
     #[inline]
     pub(crate) fn step(&mut self, reads: &mut ReadAhead) -> Result<()> {
-        match self.direction {
-            Direction::Forward if self.index + 1 < self.count => self.index += 1,
-            Direction::Forward => return self.next_page(reads),
-            Direction::Backward if self.index > 0 => self.index -= 1,
-            Direction::Backward => return self.previous_page(reads),
+        if let Some(next) = self.next_index() {
+            self.index = next;
+            return self.load();
         }
-        self.load()
+        match self.direction {
+            Direction::Forward => self.next_page(reads),
+            Direction::Backward => self.previous_page(reads),
+        }
     }
 
     /// Gives back what it has or waits for.
@@ -428,6 +446,7 @@ impl RunCursor {
             key.extend_from_slice(page.prefix());
             (page.count(), page.prefix().len())
         });
+        self.prefix_head = head_of(&key);
         self.key = key;
         (self.count, self.prefix) = page.ok_or_else(|| self.lie())?;
         Ok(())
@@ -442,22 +461,32 @@ impl RunCursor {
         }
     }
 
-    /// Decodes the entry at `index`.
+    /// Makes the entry at `index` the current one.
     #[inline]
     fn load(&mut self) -> Result<()> {
+        self.valid = self.decode(self.index);
+        if self.valid { Ok(()) } else { Err(self.lie()) }
+    }
+
+    /// Makes the entry at `index` the current one; false: it does not decode, and nothing has changed.
+    #[inline(always)]
+    fn decode(&mut self, index: usize) -> bool {
         let mut key = std::mem::take(&mut self.key);
         let page = PageRef::again(self.bytes(), self.count, self.prefix);
-        let entry = page.entry(self.index).map(|entry| {
+        let entry = page.entry(index).map(|entry| {
             // What is before the suffix is the prefix, since the page was opened.
             key.truncate(self.prefix);
             key.extend_from_slice(entry.suffix);
-            (entry.kind, entry.value_at..entry.value_at + entry.value.len())
+            // From the page, since a load of what has just been put together in pieces would wait for the stores.
+            let shift = 8 * self.prefix as u32;
+            let head = self.prefix_head | head_of(entry.suffix).checked_shr(shift).unwrap_or(0);
+            (entry.kind, entry.value_at..entry.value_at + entry.value.len(), head)
         });
         self.key = key;
-        self.valid = entry.is_some();
-        let Some((kind, value)) = entry else { return Err(self.lie()) };
-        (self.kind, self.value, self.head) = (kind, value, head_of(&self.key));
-        Ok(())
+        let Some(entry) = entry else { return false };
+        (self.kind, self.value, self.head) = entry;
+        self.index = index;
+        true
     }
 
     #[cold]

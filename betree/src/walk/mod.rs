@@ -130,6 +130,8 @@ pub(crate) struct Walk {
     order: Vec<Near>,
     /// How many at the front of `order` have the key found last.
     used: usize,
+    /// What the source that had the last key alone has less far ([`Walk::distance`]) than this comes before anything of the others, and is in the leaf.
+    alone_before: u64,
     /// The value found last, if it is not that of `order[0]`.
     folded: Option<Vec<u8>>,
     /// The part of the current leaf: its lowest key, and the first key above it.
@@ -171,6 +173,7 @@ impl Walk {
             memtables: 0,
             order: Vec::with_capacity(16),
             used: 0,
+            alone_before: 0,
             folded: None,
             leaf_low: Arc::default(),
             leaf_high: None,
@@ -281,7 +284,35 @@ impl Walk {
     }
 
     /// Finds the next key that is present in the range; false: there is none.
+    #[inline]
     pub(crate) fn step(&mut self) -> Result<bool> {
+        if self.alone_before > 0 && self.step_alone() { Ok(true) } else { self.step_among() }
+    }
+
+    /// The next key, if the source that had the last one alone has it in the same page, alone again, and its value decides; false: that is for
+    /// [`Walk::step_among`] to find out. REQUIRES `alone_before`.
+    #[inline]
+    fn step_alone(&mut self) -> bool {
+        let near = &mut self.order[0];
+        let Source::Run(cursor) = &mut self.sources[near.source] else { return false };
+        if !cursor.step_in_page() {
+            return false;
+        }
+        let (head, put) = (cursor.head(), cursor.kind() == Kind::Put);
+        near.head = head;
+        if put && self.distance(head) < self.alone_before {
+            self.steps += 1;
+            return true;
+        }
+        self.used = 0;
+        self.sift(0);
+        false
+    }
+
+    /// As [`Walk::step`], among all sources.
+    #[inline(never)]
+    fn step_among(&mut self) -> Result<bool> {
+        self.alone_before = 0;
         loop {
             self.consume()?;
             self.steps += 1;
@@ -300,6 +331,9 @@ impl Walk {
             }
             if self.resolve(first)? {
                 self.hidden = 0;
+                if self.used == 1 && self.folded.is_none() {
+                    self.alone_before = self.others_from();
+                }
                 return Ok(true);
             }
             self.hidden += 1;
@@ -308,6 +342,26 @@ impl Walk {
                 self.skip_hidden()?;
             }
         }
+    }
+
+    /// A number that rises along the direction, of a key with this head.
+    #[inline]
+    fn distance(&self, head: u64) -> u64 {
+        if self.direction == Direction::Forward { head } else { !head }
+    }
+
+    /// Before this distance no other source has anything, no span hides anything, and the leaf does not end.
+    #[inline]
+    fn others_from(&self) -> u64 {
+        if self.has_spans {
+            return 0;
+        }
+        let end = match (self.direction, &self.leaf_high) {
+            (Direction::Forward, high) => high.as_ref().map(Headed::head),
+            (Direction::Backward, _) => Some(head_of(&self.leaf_low)),
+        };
+        let others = self.order.get(1).map(|near| near.head);
+        [others, end].into_iter().flatten().fold(u64::MAX, |nearest, head| nearest.min(self.distance(head)))
     }
 
     /// Takes every source to the end of the span that hides the nearest key, if one does.
@@ -351,7 +405,7 @@ impl Walk {
     }
 
     /// The record that [`Walk::step`] found last, until it is called again.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn found(&self) -> Option<(&[u8], &[u8])> {
         let first = self.order.first().filter(|_| self.used > 0)?;
         let entry = self.sources[first.source].entry()?;
@@ -419,17 +473,23 @@ impl Walk {
                 self.order.remove(at);
                 continue;
             };
-            let moved = Near { head, source };
-            let mut at = at;
-            while let Some(&next) = self.order.get(at + 1)
-                && self.compare(moved, next) == Ordering::Greater
-            {
-                self.order[at] = next;
-                at += 1;
-            }
-            self.order[at] = moved;
+            self.order[at] = Near { head, source };
+            self.sift(at);
         }
         Ok(())
+    }
+
+    /// Moves `order[at]`, whose source has moved on, to where it belongs.
+    #[inline]
+    fn sift(&mut self, mut at: usize) {
+        let moved = self.order[at];
+        while let Some(&next) = self.order.get(at + 1)
+            && self.compare(moved, next) == Ordering::Greater
+        {
+            self.order[at] = next;
+            at += 1;
+        }
+        self.order[at] = moved;
     }
 }
 
