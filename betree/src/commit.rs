@@ -40,7 +40,7 @@ impl Shared {
         self.admit(state, bytes)?;
         let end;
         {
-            let mut commit = self.commit.lock();
+            let mut commit = self.turns.lock(&self.commit, &self.visible);
             // No other view can come while the lock is held that makes another memtable the active one.
             let mut view = state.peek();
             if view.heads[0].table.bytes() >= self.memory.memtable_limit() || state.is_dropped() {
@@ -146,7 +146,7 @@ impl Shared {
 
     /// The commit lock, with an active memtable that is not full in each of `states`. The hard limit of back-pressure.
     fn lock_with_room(&self, states: &[&State]) -> Result<MutexGuard<'_, Commit>> {
-        let mut commit = self.commit.lock();
+        let mut commit = self.turns.lock(&self.commit, &self.visible);
         let mut waiting_since: Option<Instant> = None;
         loop {
             // Asked again under the lock: nobody makes room in a keyspace that was dropped since the writer was admitted, and what it

@@ -52,6 +52,7 @@ mod stats;
 mod stored;
 mod stream;
 mod tree;
+mod turns;
 mod types;
 mod view;
 mod walk;

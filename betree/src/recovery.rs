@@ -30,6 +30,7 @@ use crate::scheduler::Scheduler;
 use crate::shared::{Commit, Keyspaces, Shared};
 use crate::state::State;
 use crate::stats::Counters;
+use crate::turns::Turns;
 use crate::types::{KeyspaceId, Seqno};
 use crate::{Error, Result};
 
@@ -189,6 +190,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         pager,
         wal,
         commit: Mutex::new(Commit { appender, next, allowance: 0, spent: 0 }),
+        turns: Turns::default(),
         room: Condvar::new(),
         visible: AtomicU64::new(next.0 - 1),
         unpaid: AtomicU64::new(0),

@@ -25,6 +25,7 @@ use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::state::State;
 use crate::stats::Counters;
+use crate::turns::Turns;
 use crate::types::{KeyspaceId, Seqno};
 use crate::{Error, Result, get};
 
@@ -65,6 +66,8 @@ pub(crate) struct Shared {
     pub memory: Memory,
     pub wal: Wal,
     pub commit: Mutex<Commit>,
+    /// Who should ask for it.
+    pub turns: Turns,
     /// Signalled when a frozen memtable was installed, or background work failed.
     pub room: Condvar,
     /// Last Seqno that readers may see.

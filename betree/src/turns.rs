@@ -1,0 +1,344 @@
+//! Turns: writers that all write as fast as they can have the commit lock for a while each, instead of for one commit each.
+//!
+//! A commit of a small record takes a third of a microsecond. Two threads that hand the lock to each other for each of them spend as much again on
+//! waiting, waking, and fetching the memtable's nodes and the log's window from the other core's caches. While one of them stands aside for
+//! [`TURN`], the other has all of that to itself, and nobody is woken. The price is that one commit in some thousands waits that long.
+//!
+//! - Turns begin only where commits collide again and again, and are compared: with the rate at which commits went through without them, measured just
+//!   before. Where they are slower (threads that do something else between commits lose by standing aside) they end, for longer each time.
+//! - Whoever commits little is not held up: a thread stands aside only after [`LIGHT`] commits in somebody else's turn.
+//! - A turn that is not made use of ends at the next look of who waits.
+//!
+//! What excludes writers from each other is the lock. A turn only says who should ask for it, so nothing depends on it but time, and every wait has a
+//! limit: no wake-up can be lost for longer than that. Owned by the database; the lock of the queue is innermost, and never held while the commit lock is
+//! waited for.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use betree_storage::primitives::atomic::{AtomicU64, Ordering::Relaxed};
+use betree_storage::primitives::{Condvar, Mutex, MutexGuard};
+
+/// How long a turn lasts while others wait for theirs.
+const TURN: Duration = Duration::from_millis(1);
+/// How often the first who waits looks whether the turn is made use of.
+const LOOK: Duration = Duration::from_micros(250);
+/// Messages in that time that are use enough.
+const USE: u64 = 16;
+/// Commits that a thread may do in each turn of another.
+const LIGHT: u32 = 16;
+/// A thread whose commits collided so often, within [`TURN`] to [`LONGEST`], begins a turn.
+const COLLISIONS: u32 = 32;
+const LONGEST: Duration = Duration::from_millis(2);
+/// So many turns are compared at a time with how it went without them. The best of them must have had this share of the rate: both vary with what
+/// background work does at the moment, and where turns do harm, they do more.
+const COMPARED: u32 = 4;
+const SLOWER: f64 = 0.75;
+/// After so many turns it is measured anew how it goes without them.
+const MOST_TURNS: u32 = 64;
+/// How long there are no turns where they were slower, at first; twice as long each time that they are again.
+const REFRAIN: Duration = Duration::from_millis(100);
+const LONGEST_REFRAIN: Duration = Duration::from_secs(10);
+/// Every so many commits who has the turn looks whether anybody waits for it. If nobody does for [`ALONE`], there are no turns any more.
+const BETWEEN_LOOKS: u32 = 1024;
+const ALONE: Duration = Duration::from_millis(16);
+
+/// What a thread knows of itself. It may write to several databases; numbers of turns are never used twice in a process.
+#[derive(Debug, Clone, Copy)]
+struct Mine {
+    /// The last turn that was its own.
+    own: u64,
+    /// The last turn that it met.
+    met: u64,
+    /// Its commits since then.
+    commits: u32,
+    /// How often it collided with others since a moment at which it did.
+    collisions: u32,
+    since: Option<Mark>,
+}
+
+thread_local! {
+    static MINE: Cell<Mine> = const { Cell::new(Mine { own: 0, met: 0, commits: 0, collisions: 0, since: None }) };
+}
+
+/// A number that was not given before.
+fn fresh() -> u64 {
+    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(1);
+    NEXT.fetch_add(1, Relaxed)
+}
+
+/// A moment, and how many messages there were.
+#[derive(Debug, Clone, Copy)]
+struct Mark {
+    time: Instant,
+    messages: u64,
+}
+
+impl Mark {
+    /// Messages per second since then.
+    fn rate(self, now: Mark) -> f64 {
+        let seconds = now.time.saturating_duration_since(self.time).as_secs_f64();
+        now.messages.saturating_sub(self.messages) as f64 / seconds.max(1e-9)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    /// Who waits for a turn, in order.
+    waiting: VecDeque<u64>,
+    /// Where the turn began.
+    began: Option<Mark>,
+    /// Messages per second without turns, and the most in one of the turns that are compared next.
+    without: f64,
+    best: f64,
+    turns: u32,
+    refrain: Duration,
+    not_before: Option<Instant>,
+}
+
+/// See the module's text.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    /// Number of the turn; 0: there are none.
+    turn: AtomicU64,
+    queue: Mutex<Queue>,
+    over: Condvar,
+}
+
+impl Turns {
+    /// The lock, when it is this thread's turn. `messages` counts what is committed.
+    #[inline]
+    pub(crate) fn lock<'a, T>(&self, lock: &'a Mutex<T>, messages: &AtomicU64) -> MutexGuard<'a, T> {
+        // Where there is no time there are no turns.
+        if cfg!(feature = "shuttle") {
+            return lock.lock();
+        }
+        let turn = self.turn.load(Relaxed);
+        if turn == 0
+            && let Some(guard) = lock.try_lock()
+        {
+            return guard;
+        }
+        let mut mine = MINE.get();
+        if turn == 0 {
+            self.collide(&mut mine, messages);
+        } else {
+            self.heed(turn, &mut mine, messages);
+        }
+        MINE.set(mine);
+        lock.lock()
+    }
+
+    /// Somebody else had the lock, and there are no turns.
+    #[cold]
+    fn collide(&self, mine: &mut Mine, messages: &AtomicU64) {
+        let now = Mark { time: Instant::now(), messages: messages.load(Relaxed) };
+        let since = mine.since.filter(|since| now.time.duration_since(since.time) < LONGEST);
+        let Some(since) = since else {
+            (mine.since, mine.collisions) = (Some(now), 1);
+            return;
+        };
+        mine.collisions += 1;
+        if mine.collisions < COLLISIONS || now.time.duration_since(since.time) < TURN {
+            return;
+        }
+        mine.since = None;
+        let Some(mut queue) = self.queue.try_lock() else { return };
+        if self.turn.load(Relaxed) == 0 && queue.not_before.is_none_or(|moment| now.time >= moment) {
+            (queue.without, queue.best, queue.turns) = (since.rate(now), 0.0, 0);
+            self.begin(&mut queue, mine, now);
+        }
+    }
+
+    /// There are turns.
+    #[inline]
+    fn heed(&self, turn: u64, mine: &mut Mine, messages: &AtomicU64) {
+        if mine.met != turn {
+            (mine.met, mine.commits) = (turn, 0);
+        }
+        mine.commits += 1;
+        if mine.own == turn {
+            if mine.commits.is_multiple_of(BETWEEN_LOOKS) {
+                self.look_around();
+            }
+        } else if mine.commits > LIGHT {
+            self.stand_aside(mine, messages);
+        }
+    }
+
+    /// Ends the turns if nobody waits for one.
+    #[cold]
+    fn look_around(&self) {
+        let Some(mut queue) = self.queue.try_lock() else { return };
+        if queue.waiting.is_empty() && queue.began.is_none_or(|began| began.time.elapsed() > ALONE) {
+            self.end(&mut queue);
+        }
+    }
+
+    /// Waits for a turn, or until there are none.
+    #[cold]
+    fn stand_aside(&self, mine: &mut Mine, messages: &AtomicU64) {
+        let mark = || Mark { time: Instant::now(), messages: messages.load(Relaxed) };
+        let me = fresh();
+        let mut queue = self.queue.lock();
+        queue.waiting.push_back(me);
+        while self.turn.load(Relaxed) != 0 {
+            let before = mark();
+            let left = queue.began.map_or(Duration::ZERO, |began| TURN.saturating_sub(began.time.elapsed()));
+            let first = queue.waiting.front() == Some(&me);
+            if first && left.is_zero() {
+                self.compare(&mut queue, before);
+                if self.turn.load(Relaxed) != 0 {
+                    self.begin(&mut queue, mine, before);
+                }
+                break;
+            }
+            let turn = self.turn.load(Relaxed);
+            self.over.wait_for(&mut queue, if first { left.min(LOOK) } else { TURN });
+            let now = mark();
+            let looked = now.time.duration_since(before.time) >= LOOK;
+            if first
+                && looked
+                && self.turn.load(Relaxed) == turn
+                && now.messages.saturating_sub(before.messages) < USE
+            {
+                self.begin(&mut queue, mine, now);
+                break;
+            }
+        }
+        queue.waiting.retain(|&waiting| waiting != me);
+        if !queue.waiting.is_empty() {
+            self.over.notify_all();
+        }
+    }
+
+    /// Begins a turn of this thread.
+    fn begin(&self, queue: &mut Queue, mine: &mut Mine, now: Mark) {
+        let turn = fresh();
+        (mine.own, mine.met, mine.commits) = (turn, turn, 0);
+        queue.began = Some(now);
+        self.turn.store(turn, Relaxed);
+    }
+
+    /// Ends the turns if they are not faster, or it is time to see whether they still are.
+    fn compare(&self, queue: &mut Queue, now: Mark) {
+        queue.best = queue.best.max(queue.began.map_or(0.0, |began| began.rate(now)));
+        queue.turns += 1;
+        if !queue.turns.is_multiple_of(COMPARED) {
+            return;
+        }
+        let slower = queue.best < SLOWER * queue.without;
+        queue.best = 0.0;
+        if slower {
+            queue.refrain = (2 * queue.refrain).clamp(REFRAIN, LONGEST_REFRAIN);
+            queue.not_before = Some(now.time + queue.refrain);
+        } else {
+            queue.refrain = Duration::ZERO;
+        }
+        if slower || queue.turns >= MOST_TURNS {
+            self.end(queue);
+        }
+    }
+
+    fn end(&self, queue: &mut Queue) {
+        self.turn.store(0, Relaxed);
+        queue.began = None;
+        self.over.notify_all();
+    }
+}
+
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests {
+    use super::*;
+
+    /// Commits `times`, as a writer does.
+    fn commit(turns: &Turns, lock: &Mutex<u64>, messages: &AtomicU64, times: u64) {
+        for _ in 0..times {
+            let mut guard = turns.lock(lock, messages);
+            *guard += 1;
+            messages.store(*guard, Relaxed);
+        }
+    }
+
+    fn running(turns: &Turns) -> bool {
+        turns.turn.load(Relaxed) != 0
+    }
+
+    /// A turn of a thread that is gone.
+    fn deserted(turns: &Turns, ago: Duration) {
+        turns.turn.store(fresh(), Relaxed);
+        let time = Instant::now().checked_sub(ago).unwrap();
+        turns.queue.lock().began = Some(Mark { time, messages: 0 });
+    }
+
+    #[test]
+    fn every_commit_of_writers_that_collide_all_the_time_is_done_and_the_turns_end() {
+        let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| commit(&turns, &lock, &messages, 200_000));
+            }
+        });
+        assert_eq!(*lock.lock(), 800_000);
+        assert!(turns.queue.lock().waiting.is_empty());
+        // One that goes on alone waits for nobody, and for nothing.
+        let mut commits = 0;
+        while running(&turns) {
+            commit(&turns, &lock, &messages, 1);
+            commits += 1;
+            assert!(commits < 100_000_000, "turns of one thread do not end");
+        }
+    }
+
+    #[test]
+    fn a_turn_that_nobody_makes_use_of_holds_nobody_up() {
+        let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
+        for ago in [Duration::ZERO, 2 * TURN] {
+            deserted(&turns, ago);
+            commit(&turns, &lock, &messages, 3 * u64::from(LIGHT));
+        }
+        assert_eq!(*lock.lock(), 6 * u64::from(LIGHT));
+        assert!(turns.queue.lock().waiting.is_empty());
+    }
+
+    #[test]
+    fn whoever_commits_little_does_not_stand_aside() {
+        let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
+        deserted(&turns, Duration::ZERO);
+        let turn = turns.turn.load(Relaxed);
+        commit(&turns, &lock, &messages, u64::from(LIGHT));
+        assert_eq!(turns.turn.load(Relaxed), turn);
+    }
+
+    /// Turns of `per_turn` messages where there were `without` in the same time before, until they end: how many there were.
+    fn compared(turns: &Turns, queue: &mut Queue, without: u64, per_turn: u64) -> u32 {
+        let began = Instant::now();
+        let after = |n: u32| Mark { time: began + n * TURN, messages: u64::from(n) * per_turn };
+        (queue.without, queue.best, queue.turns) = (without as f64 / TURN.as_secs_f64(), 0.0, 0);
+        queue.began = Some(after(0));
+        turns.turn.store(fresh(), Relaxed);
+        let mut n = 0;
+        while running(turns) {
+            n += 1;
+            turns.compare(queue, after(n));
+            queue.began = Some(after(n));
+        }
+        n
+    }
+
+    #[test]
+    fn turns_that_are_slower_end_for_longer_each_time_and_others_after_a_while_to_be_measured_again() {
+        let turns = Turns::default();
+        let mut queue = turns.queue.lock();
+        for refrain in [REFRAIN, 2 * REFRAIN, 4 * REFRAIN] {
+            assert_eq!(compared(&turns, &mut queue, 1000, 500), COMPARED);
+            assert_eq!(queue.refrain, refrain);
+            assert!(queue.not_before.is_some_and(|moment| moment > Instant::now()));
+        }
+        assert_eq!(compared(&turns, &mut queue, 1000, 1500), MOST_TURNS);
+        assert_eq!(queue.refrain, Duration::ZERO);
+        assert_eq!(compared(&turns, &mut queue, 1000, 500), COMPARED);
+        assert_eq!(queue.refrain, REFRAIN);
+    }
+}
