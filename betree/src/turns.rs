@@ -27,16 +27,16 @@ const LOOK: Duration = Duration::from_micros(250);
 /// Messages in that time that are use enough.
 const USE: u64 = 16;
 /// Commits that a thread may do in each turn of another.
-const LIGHT: u32 = 16;
+const LIGHT: u32 = 8;
 /// A thread whose commits collided so often, within [`TURN`] to [`LONGEST`], begins a turn.
 const COLLISIONS: u32 = 32;
 const LONGEST: Duration = Duration::from_millis(2);
 /// So many turns are compared at a time with how it went without them. The best of them must have had this share of the rate: both vary with what
 /// background work does at the moment, and where turns do harm, they do more.
-const COMPARED: u32 = 4;
+const COMPARED: u32 = 8;
 const SLOWER: f64 = 0.75;
 /// After so many turns it is measured anew how it goes without them.
-const MOST_TURNS: u32 = 64;
+const MOST_TURNS: u32 = 256;
 /// How long there are no turns where they were slower, at first; twice as long each time that they are again.
 const REFRAIN: Duration = Duration::from_millis(100);
 const LONGEST_REFRAIN: Duration = Duration::from_secs(10);

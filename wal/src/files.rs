@@ -50,6 +50,9 @@ use crate::{Lsn, Options};
 pub(crate) const CHUNK: u64 = 512 << 10;
 /// Windows kept prepared ahead of the appender.
 const AHEAD: usize = 1;
+/// Files kept made ahead of a log that streams: making one waits for two syncs of the file system, each of which may take a tenth of a second on a
+/// busy device, and at full speed a file of 16 MiB lasts no longer.
+const FILES_AHEAD: usize = 3;
 
 /// The name of the file held in reserve.
 pub(crate) const RESERVE: &str = "log-reserve";
@@ -125,16 +128,24 @@ pub(crate) struct Spare {
 pub(crate) struct Prep {
     current: Blank,
     next_offset: u64,
-    next: Option<Blank>,
+    /// The files after the current one, in order, numbers contiguous.
+    next: VecDeque<Blank>,
     /// Somebody makes the next file, without the lock: it is synced, which may take longer than the windows of this one last.
     making: bool,
     pace: Pace,
 }
 
 impl Prep {
-    /// Whether so many more windows take the next file.
-    fn takes_next(&self, windows: usize) -> bool {
-        (self.current.len - self.next_offset).div_ceil(CHUNK) < windows as u64
+    /// Whether so many more windows take another file than there are.
+    fn takes_another(&self, windows: usize) -> bool {
+        let here = (self.current.len - self.next_offset).div_ceil(CHUNK);
+        let there = self.next.iter().map(|blank| blank.len.div_ceil(CHUNK)).sum::<u64>();
+        here + there < windows as u64
+    }
+
+    /// The last file that there is.
+    fn last(&self) -> &Blank {
+        self.next.back().unwrap_or(&self.current)
     }
 }
 
@@ -187,6 +198,8 @@ pub(crate) struct Shared {
     pub poison: Mutex<Option<betree_storage::Error>>,
     pub queue: Mutex<Queue>,
     pub prep: Mutex<Prep>,
+    /// What `prep` knows of the last period. Changed with `prep` held.
+    streams: AtomicBool,
     /// Signalled (with `queue`) when a window was taken.
     work: Condvar,
     /// Signalled (with `prep`) when the next file is no longer being made.
@@ -232,10 +245,11 @@ impl Shared {
             prep: Mutex::new(Prep {
                 current: tail,
                 next_offset,
-                next: None,
+                next: VecDeque::new(),
                 making: false,
                 pace: Pace::default(),
             }),
+            streams: AtomicBool::new(false),
             work: Condvar::new(),
             made: Condvar::new(),
             sync: Mutex::new(SyncState::default()),
@@ -255,7 +269,7 @@ impl Shared {
             if there >= count {
                 return Ok(());
             }
-            if !(prep.making && prep.takes_next(count - there)) {
+            if !(prep.making && prep.takes_another(count - there)) {
                 break there;
             }
             self.made.wait(&mut prep);
@@ -268,7 +282,7 @@ impl Shared {
                 Err(error) => {
                     // What this attempt took must not stay taken: others may need the space more.
                     drop(made);
-                    let keep = next.as_ref().unwrap_or(&current).number;
+                    let keep = next.back().unwrap_or(&current).number;
                     for number in keep + 1..=prep.current.number {
                         self.remove(number);
                     }
@@ -296,7 +310,7 @@ impl Shared {
                 let mut prep = self.prep.lock();
                 // The appender may have made some while this thread waited.
                 if self.queue.lock().windows.len() < AHEAD {
-                    if prep.making && prep.takes_next(1) {
+                    if prep.making && prep.takes_another(1) {
                         return Ok(());
                     }
                     let ready = self.make_window(&mut prep, Claim::Ordinary, Pages::Single)?;
@@ -308,18 +322,52 @@ impl Shared {
         }
         let number = {
             let mut prep = self.prep.lock();
-            if prep.next.is_some() || prep.making {
+            let ahead = if self.streams() { FILES_AHEAD } else { 1 };
+            if prep.making || prep.next.len() >= ahead {
                 return Ok(());
             }
             prep.making = true;
-            prep.current.number + 1
+            prep.last().number + 1
         };
         let file = self.make_file(number, Claim::Ordinary);
         let mut prep = self.prep.lock();
         prep.making = false;
         self.made.notify_all();
-        prep.next = Some(file?);
+        match file {
+            Ok(file) => prep.next.push_back(file),
+            // It goes on with one, and nobody needs to make room for more.
+            Err(error) if error.is_no_space() && !prep.next.is_empty() => {}
+            Err(error) => return Err(error),
+        }
         Ok(())
+    }
+
+    /// Whether the log fills many windows between syncs.
+    pub fn streams(&self) -> bool {
+        self.streams.load(Relaxed)
+    }
+
+    /// Nothing was appended for a while: files that a log needs which streams are given back.
+    pub fn rest(&self) {
+        if self.streams() {
+            let mut prep = self.prep.lock();
+            prep.pace = Pace::default();
+            self.streams.store(false, Relaxed);
+            drop(prep);
+            self.remove_files_ahead();
+            self.remove_spares(self.options.spare_files);
+        }
+    }
+
+    /// Removes the files made ahead, but for the next one.
+    pub fn remove_files_ahead(&self) {
+        let mut prep = self.prep.lock();
+        // The one in the making has the number after theirs, and there must be no gap.
+        while !prep.making && prep.next.len() > 1 {
+            if let Some(blank) = prep.next.pop_back() {
+                self.remove(blank.number);
+            }
+        }
     }
 
     /// Makes the reserve if it is missing and the device has room.
@@ -401,7 +449,7 @@ impl Shared {
     /// `pages`: unless the log streams.
     fn make_window(&self, prep: &mut Prep, claim: Claim, pages: Pages) -> Result<ReadyWindow> {
         if prep.next_offset >= prep.current.len {
-            let next = match prep.next.take() {
+            let next = match prep.next.pop_front() {
                 Some(next) => next,
                 None => self.make_file(prep.current.number + 1, claim)?,
             };
@@ -412,6 +460,7 @@ impl Shared {
         let len = CHUNK.min(prep.current.len - offset);
         // The first window, which may have records in it, is never made of large ones: no period is over.
         let pages = if prep.pace.streams(self.counters.syncs.load(Relaxed)) { Pages::Large } else { pages };
+        self.streams.store(prep.pace.streams, Relaxed);
         let window = prep.current.file.window(offset, len as usize, pages)?;
         prep.next_offset += len;
         Ok(ReadyWindow { blank: prep.current.clone(), offset, window })

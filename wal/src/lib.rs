@@ -102,7 +102,7 @@ pub struct Options {
     /// Bytes of a log file: a multiple of 4096, from 4 KiB (which only tests want) to 256 MiB. Larger files are changed less often and
     /// given back later. Two to three files exist at least. Files of another size, from earlier options, stay usable.
     pub file_bytes: u64,
-    /// How many files below the trim point are kept for recycling.
+    /// How many files below the trim point are kept for recycling; by a log at full speed 128 MiB of them at least, until [`Wal::rest`].
     pub spare_files: usize,
     /// Whether one more file is held in reserve for [`Appender::append_reserved`], so that records that make room can still be
     /// written when the device is full.
@@ -217,9 +217,16 @@ impl Wal {
         self.shared.reserve_missing.load(Ordering::Relaxed)
     }
 
-    /// Removes the files kept for recycling: for a device so full that others need their space.
+    /// Removes the files kept for recycling, and those made ahead but for the next one: for a device so full that others need their space.
     pub fn remove_spares(&self) {
-        self.shared.remove_spares();
+        self.shared.remove_files_ahead();
+        self.shared.remove_spares(0);
+    }
+
+    /// Gives back the files that a log at full speed keeps at hand: for one to which nothing was appended for a while. For the thread that calls
+    /// [`Wal::prepare`].
+    pub fn rest(&self) {
+        self.shared.rest();
     }
 
     /// Does ahead of time what would make an append slow: makes the next file, maps and populates the next windows;

@@ -12,6 +12,9 @@ use crate::files::{LiveFile, Shared, Spare};
 
 /// Pieces left behind by the appender whose write-back was started and that are still cached.
 const DRAINING: usize = 4;
+/// Bytes of files kept for recycling by a log that streams, if not more were asked for. It needs as many again before the next trim, and to remove files and make new
+/// ones keeps the file system's journal busy, with discards of their space where it does that, while syncs wait for it.
+const STREAM_SPARES: u64 = 128 << 20;
 
 impl Shared {
     /// Starts write-back of one piece the appender left and drops an older one from the page cache, so that the log
@@ -54,7 +57,8 @@ impl Shared {
             while queue.live.get(1).is_some_and(covers) {
                 victims.extend(queue.live.pop_front());
             }
-            self.options.spare_files.saturating_sub(queue.spares.len())
+            let keep = if self.streams() { STREAM_SPARES / self.options.file_bytes } else { 0 } as usize;
+            self.options.spare_files.max(keep).saturating_sub(queue.spares.len())
         };
         for (index, victim) in victims.into_iter().enumerate() {
             let name = file_name(victim.number);
@@ -73,9 +77,13 @@ impl Shared {
         }
     }
 
-    /// Removes the files kept for recycling: others need the device's space.
-    pub fn remove_spares(&self) {
-        let spares = std::mem::take(&mut self.queue.lock().spares);
-        spares.into_iter().for_each(|spare| self.remove(spare.number));
+    /// Removes files kept for recycling, the oldest first, until there are `keep`.
+    pub fn remove_spares(&self, keep: usize) {
+        let surplus: Vec<Spare> = {
+            let mut queue = self.queue.lock();
+            let surplus = queue.spares.len().saturating_sub(keep);
+            queue.spares.drain(..surplus).collect()
+        };
+        surplus.into_iter().for_each(|spare| self.remove(spare.number));
     }
 }

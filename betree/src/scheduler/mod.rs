@@ -407,6 +407,9 @@ impl Shared {
                 // A full device shows in the next append; a failed one poisons the log. Either way there is no hurry.
                 thread::sleep(FULL_DEVICE_PAUSE);
             }
+            if self.memory.at_rest(self.storage.now()) {
+                self.wal.rest();
+            }
             self.relieve_log();
             self.promise_ahead(&mut spent);
             self.share_memory();

@@ -104,6 +104,55 @@ impl KillCopy for Arc<SimStorage> {
 }
 
 #[test]
+fn a_log_at_full_speed_keeps_files_at_hand_and_gives_them_back_when_it_rests() {
+    for (_dir, storage) in backends() {
+        let mut opened = open(storage.clone(), &small(), Lsn(0)).unwrap();
+        let fill = |opened: &mut crate::Opened, first: u64, files: u64| {
+            let records: Vec<_> = (0..files)
+                .flat_map(|n| {
+                    let records = append_all(opened, first + n, &[3900]);
+                    opened.wal.prepare().unwrap();
+                    records
+                })
+                .collect();
+            records
+        };
+        let files = |opened: &crate::Opened| {
+            let stats = opened.wal.stats();
+            let all = storage.list().unwrap().len() as u64;
+            (all - stats.live_files - stats.spare_files, stats.spare_files)
+        };
+        // Two are the one of the next window and the one after it.
+        let mut expected = fill(&mut opened, 0, 4);
+        assert_eq!(files(&opened), (2, 0));
+        expected.extend(fill(&mut opened, 4, 40));
+        for _ in 0..3 {
+            opened.wal.prepare().unwrap();
+        }
+        assert_eq!(files(&opened), (4, 0));
+
+        // A crash leaves them, and they are gone afterwards.
+        drop(opened);
+        let mut opened = open(storage.clone(), &small(), Lsn(0)).unwrap();
+        assert!(opened.records == expected);
+        assert!(files(&opened).0 <= 1);
+        let from = opened.wal.end();
+        let after = fill(&mut opened, 44, 40);
+        opened.wal.sync(from).unwrap();
+        opened.wal.trim(from).unwrap();
+        assert!(files(&opened).1 > 30, "{:?}", files(&opened));
+        for _ in 0..3 {
+            opened.wal.prepare().unwrap();
+        }
+        assert!(opened.wal.stats().recycled >= 2);
+        opened.wal.rest();
+        assert_eq!(files(&opened), (2, small().spare_files as u64));
+        drop(opened);
+        assert!(open(storage.clone(), &small(), from).unwrap().records == after);
+    }
+}
+
+#[test]
 fn trimmed_files_are_recycled_and_the_rest_removed() {
     for (_dir, storage) in backends() {
         let mut opened = open(storage.clone(), &small(), Lsn(0)).unwrap();
