@@ -347,16 +347,15 @@ impl Shared {
         self.streams.load(Relaxed)
     }
 
-    /// Nothing was appended for a while: files that a log needs which streams are given back.
+    /// Nothing was appended for a while: gives back the files that a log needs which streams.
     pub fn rest(&self) {
         if self.streams() {
             let mut prep = self.prep.lock();
             prep.pace = Pace::default();
             self.streams.store(false, Relaxed);
-            drop(prep);
-            self.remove_files_ahead();
-            self.remove_spares(self.options.spare_files);
         }
+        self.remove_files_ahead();
+        self.remove_spares(self.options.spare_files);
     }
 
     /// Removes the files made ahead, but for the next one.
