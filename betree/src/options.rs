@@ -46,7 +46,7 @@ pub struct Options {
     /// [`Db::run_background`] and by writers that have reached the hard limit; meant for tests and simulations.
     pub background_threads: usize,
     /// Size of a log file. Default 16 MiB. Smaller files are recycled sooner.
-    /// While writers are at full speed, 128 MiB of files that are not needed at the moment are kept for recycling; they are removed when writing rests.
+    /// While writers are at full speed, up to 128 MiB of files that are not needed at the moment are kept for recycling; they are removed when writing rests.
     pub log_file_bytes: u64,
     /// Whether a missing database is created. Default true.
     pub create_if_missing: bool,
