@@ -102,7 +102,7 @@ pub struct Options {
     /// Bytes of a log file: a multiple of 4096, from 4 KiB (which only tests want) to 256 MiB. Larger files are changed less often and
     /// given back later. Two to three files exist at least. Files of another size, from earlier options, stay usable.
     pub file_bytes: u64,
-    /// How many files below the trim point are kept for recycling; by a log at full speed 128 MiB of them at least, until [`Wal::rest`].
+    /// How many files below the trim point are kept for recycling; by a log at full speed up to 128 MiB of them, if that is more, until [`Wal::rest`].
     pub spare_files: usize,
     /// Whether one more file is held in reserve for [`Appender::append_reserved`], so that records that make room can still be
     /// written when the device is full.

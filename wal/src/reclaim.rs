@@ -12,8 +12,8 @@ use crate::files::{LiveFile, Shared, Spare};
 
 /// Pieces left behind by the appender whose write-back was started and that are still cached.
 const DRAINING: usize = 4;
-/// Bytes of files kept for recycling by a log that streams, if not more were asked for. It needs as many again before the next trim, and to remove files and make new
-/// ones keeps the file system's journal busy, with discards of their space where it does that, while syncs wait for it.
+/// Bytes of files kept for recycling by a log that streams, if not more were asked for. It needs as many again before the next trim, and removing files and making new
+/// ones in their place frees and allocates all of their space, with discards where the file system does that, on a device that syncs wait for.
 const STREAM_SPARES: u64 = 128 << 20;
 
 impl Shared {
