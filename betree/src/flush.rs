@@ -17,8 +17,10 @@ use crate::Result;
 use crate::garbage::Probe;
 use crate::hash::hash;
 use crate::merge::Merge;
+use crate::message::Kind;
 use crate::node::{Leaf, Node, Target};
 use crate::options::TreeOptions;
+use crate::rows::RowKey;
 use crate::run::Run;
 use crate::segment::{Segment, separator};
 use crate::shared::Shared;
@@ -209,11 +211,17 @@ pub(crate) fn flush_memtable(
         Purpose::NewData,
         &shared.counters.memtable_flush_bytes,
     );
+    let rows = Some(&shared.rows).filter(|rows| !rows.is_empty());
     let mut cursor = head.table.cursor(Seqno(u64::MAX));
     cursor.seek(b"");
     while let Some(message) = cursor.entry() {
         cuts.before(message.key, &mut writer)?;
-        writer.push(message)?;
+        let key_hash = writer.push(message)?;
+        if let Some(rows) = rows
+            && message.kind == Kind::Put
+        {
+            rows.renew(RowKey::new(state.id, message.key, key_hash), last, message.value);
+        }
         cursor.advance();
     }
     let segments = writer.cut()?;

@@ -95,15 +95,16 @@ impl<'a> RunWriter<'a> {
         }
     }
 
-    /// Appends an entry. REQUIRES: its key is above the last one's; its kind is not RangeDelete.
+    /// Appends an entry, and returns the hash of its key. REQUIRES: its key is above the last one's; its kind is not RangeDelete.
     #[inline]
-    pub(crate) fn push(&mut self, message: MessageRef<'_>) -> Result<()> {
+    pub(crate) fn push(&mut self, message: MessageRef<'_>) -> Result<u64> {
         if !self.page.push(message) {
             self.lay_page()?;
             self.page.push(message);
         }
-        self.hashes.push(hash(message.key));
-        Ok(())
+        let hash = hash(message.key);
+        self.hashes.push(hash);
+        Ok(hash)
     }
 
     /// Bytes of data pages since the last cut, about.

@@ -2,10 +2,13 @@
 //! one is popular; kept by row, the same memory holds thirty times as many popular ones.
 //!
 //! A row is a message near the root: it says what the keyspace's tree had for a key when everything up to the Seqno `at` was in it.
-//! Nothing is told to the cache when the tree changes. A read takes the row as it would take a message that it met on the way down, after it has
-//! asked the runs above: those that hold anything newer than `at`, of which there are few, and whose filters are in memory. So writing costs
+//! Nothing has to be told to the cache when the tree changes. A read takes the row as it would take a message that it met on the way down, after it has
+//! asked the runs above: those that hold anything newer than `at`, of which there are few, and whose filters are in memory. So a write costs
 //! nothing, and a row that was overtaken is found out by the reader. Only where a leaf was
 //! compacted since, deletes may have vanished without a trace: there a row is not used.
+//!
+//! What is read often is often written, too, and a row that was overtaken costs a page read. So the flush of a memtable brings the rows of the keys in it
+//! up to date: one look-up per message, in the background. They are then ahead of the views that still have the memtable, whose reads find the key there.
 //!
 //! Invariant `row.as_of`: the value is what a view of that keyspace with `flushed == at` has in its tree for the key, and no operand lies above it.
 //!
@@ -75,6 +78,17 @@ impl Rows {
         if self.limit.load(Relaxed) > 0 {
             self.shard(key.hash).lock().insert(key, at, value);
         }
+    }
+
+    /// Brings the row of `key` up to date, if there is one: `value` is what a tree has that holds everything up to `at`.
+    #[inline]
+    pub(crate) fn renew(&self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
+        self.shard(key.hash).lock().renew(key, at, value);
+    }
+
+    /// Whether there is no row.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.limit.load(Relaxed) == 0 || self.shards.iter().all(|shard| shard.lock().is_empty())
     }
 
     /// Changes the limit; what is over it leaves at once.

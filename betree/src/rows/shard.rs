@@ -212,6 +212,16 @@ impl Shard {
         }
     }
 
+    pub(super) fn renew(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
+        if self.find(key).is_some() {
+            self.insert(key, at, value);
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows == 0
+    }
+
     pub(super) fn set_limit(&mut self, limit: usize) {
         self.limit = limit.min(MOST_BYTES);
         while self.bytes() > self.limit && self.evict() {}

@@ -6,6 +6,7 @@ use betree_testkit::Rng;
 
 use super::*;
 use crate::hash::hash;
+use crate::{Append, Db, KeyspaceOptions, Result, Stats};
 
 fn row(keyspace: u32, key: &[u8]) -> RowKey<'_> {
     RowKey::new(KeyspaceId(keyspace), key, hash(key))
@@ -88,4 +89,77 @@ fn rows_that_are_read_often_outlive_any_number_that_are_read_once() {
     // Table and headers take less than a quarter of what keys and values of this size do.
     let stats = rows.stats();
     assert!(stats.bytes < stats.rows * 108 * 5 / 4 + (64 << 10), "{stats:?}");
+}
+
+#[test]
+fn a_row_is_renewed_where_it_is_if_there_is_one_and_nothing_older_takes_its_place() {
+    let rows = Rows::new(1 << 20);
+    assert!(rows.is_empty());
+    rows.set_limit(1 << 20);
+    rows.renew(row(1, b"absent"), Seqno(9), b"value");
+    assert!(rows.is_empty() && rows.get(row(1, b"absent")).is_none());
+    rows.insert(row(1, b"key"), Seqno(5), b"first");
+    let found = |key| rows.get(key).map(|(at, value)| (at.0, value.to_vec()));
+    for (at, value) in [(7, &b"other"[..]), (8, b"of another length"), (9, b"")] {
+        rows.renew(row(1, b"key"), Seqno(at), value);
+        assert_eq!(found(row(1, b"key")), Some((at, value.to_vec())));
+        rows.renew(row(1, b"key"), Seqno(at - 1), b"older");
+        rows.renew(row(2, b"key"), Seqno(at + 1), b"of another keyspace");
+        assert_eq!(found(row(1, b"key")), Some((at, value.to_vec())));
+        check(&rows);
+    }
+    assert_eq!(rows.stats().rows, 1);
+}
+
+/// Keys that are read and then overwritten are answered without a page, before the flush of the memtable and after it; what a flush deletes or
+/// adds an operand to is not taken for a value.
+#[test]
+fn rows_of_keys_that_a_flush_writes_are_brought_up_to_date() -> Result<()> {
+    let disk = betree_testkit::SimStorage::new(1);
+    let builder = Db::builder().memory(8 << 20).memtable_bytes(1 << 20).background_threads(0);
+    let db = builder.open_on(disk.as_storage())?;
+    let keyspace = db.keyspace_with("records", KeyspaceOptions::new().merge_operator(Append))?;
+    let key = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes();
+    for n in 0..150_000u64 {
+        keyspace.insert(key(n), [7; 100])?;
+        if n % 1000 == 0 {
+            while db.run_background()? {}
+        }
+    }
+    db.compact()?;
+    let popular = 0..2000u64;
+    // In rounds, since rows get more memory as they fill what they have.
+    for _ in 0..4 {
+        for n in popular.clone() {
+            assert_eq!(keyspace.get(key(n))?.as_deref(), Some(&[7; 100][..]));
+        }
+        db.shared().share_memory();
+    }
+    for n in popular.clone() {
+        match n % 4 {
+            0 => keyspace.remove(key(n))?,
+            1 => keyspace.merge(key(n), [1; 8])?,
+            2 => keyspace.insert(key(n), [8; 100])?,
+            _ => keyspace.insert(key(n), [8; 50])?,
+        }
+    }
+    keyspace.state.freeze();
+    while keyspace.state.view().heads.len() > 1 {
+        assert!(db.run_background()?, "the flush of the memtable");
+    }
+    let before = db.stats();
+    for n in popular.clone().filter(|n| n % 4 > 1) {
+        let value = [8; 100];
+        let expected = if n % 4 == 2 { &value[..] } else { &value[..50] };
+        assert_eq!(keyspace.get(key(n))?.as_deref(), Some(expected));
+    }
+    let after = db.stats();
+    let pages = |s: &Stats| s.cache_hits + s.cache_misses;
+    assert_eq!(after.row_hits - before.row_hits, 1000);
+    assert_eq!(pages(&after) - pages(&before), 0, "pages were asked for");
+    for n in popular.filter(|n| n % 4 < 2) {
+        let expected = (n % 4 == 1).then_some([&[7; 100][..], &[1; 8]].concat());
+        assert_eq!(keyspace.get(key(n))?.as_deref(), expected.as_deref());
+    }
+    Ok(())
 }
