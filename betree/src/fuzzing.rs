@@ -5,6 +5,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use betree_pager::{Extent, PageKind, Pager};
 use betree_storage::Storage;
@@ -19,6 +20,11 @@ use crate::segment::Meta;
 use crate::spans::Spans;
 use crate::types::{KeyspaceId, Seqno};
 use crate::{Db, Error, Result, operands};
+
+/// Lets rows be cached although all pages fit in memory, so that a small database has them, too.
+pub fn cache_rows_anyway(db: &Db) {
+    db.shared().memory.rows_anyway.store(true, Relaxed);
+}
 
 /// Which bytes of the data file the trees of an open database and its last checkpoint take up.
 #[must_use]

@@ -36,6 +36,8 @@ const RETURN: usize = 4;
 const IDLE: Duration = Duration::from_secs(2);
 /// Rows may grow by this part of the caches until the next round; what they have not filled yet is the pages'.
 const ROWS_STEP: usize = 16;
+/// At least: what the row cache of the smallest budget takes to begin.
+const LEAST_ROWS_STEP: usize = 128 << 10;
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
@@ -52,6 +54,9 @@ pub(crate) struct Memory {
     written_at: AtomicU64,
     /// Size at which a memtable is frozen now.
     memtable_limit: AtomicUsize,
+    /// Rows get memory although all pages fit.
+    #[cfg(feature = "fuzzing")]
+    pub rows_anyway: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -159,8 +164,11 @@ impl Shared {
         let cache = budget.saturating_sub(left).max(least);
         self.pins
             .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
-        let most = if pointwise { row_limit(cache, self.pager.allocated_bytes()) } else { 0 };
-        let rows = most.min(self.rows.stats().bytes + cache / ROWS_STEP);
+        let live = self.pager.allocated_bytes();
+        #[cfg(feature = "fuzzing")]
+        let live = if self.memory.rows_anyway.load(Relaxed) { live.max(cache as u64 + 1) } else { live };
+        let most = if pointwise { row_limit(cache, live) } else { 0 };
+        let rows = most.min(self.rows.stats().bytes + (cache / ROWS_STEP).max(LEAST_ROWS_STEP));
         self.rows.set_limit(rows);
         let pages = cache.saturating_sub(rows).saturating_sub(self.pins.bytes());
         self.pager.set_cache_bytes(pages.max(cache / 8));

@@ -199,6 +199,9 @@ impl Session {
             Place::Disk(disk) => builder.open_on(disk.as_storage())?,
             Place::Directory(path) => builder.open(path)?,
         });
+        if self.shape.caches_rows() {
+            betree::fuzzing::cache_rows_anyway(self.db());
+        }
         Ok(())
     }
 

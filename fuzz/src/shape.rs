@@ -54,6 +54,12 @@ impl Shape {
         self
     }
 
+    /// Whether there is a row cache although such a database fits in memory. Half of the shapes.
+    #[must_use]
+    pub fn caches_rows(&self) -> bool {
+        self.options.memtable_bytes.is_some_and(|bytes| bytes % 2 == 0)
+    }
+
     /// A builder with the options.
     #[must_use]
     pub fn builder(&self) -> Builder {
