@@ -35,6 +35,27 @@ pub fn final_rate(series: &[Point]) -> Option<f64> {
     (seconds > 0.0).then(|| last.done.saturating_sub(start.done) as f64 / seconds)
 }
 
+/// Rate over the last quarter of the time that passes once `warm` records are inserted, divided by that over the first quarter of it.
+pub fn flatness(series: &[Point], warm: u64) -> Option<f64> {
+    let end = series.last()?.seconds;
+    let from = series.windows(2).find(|w| w[1].done >= warm)?;
+    let share = (warm.saturating_sub(from[0].done)) as f64 / (from[1].done - from[0].done).max(1) as f64;
+    let start = from[0].seconds + share * (from[1].seconds - from[0].seconds);
+    let quarter = (end - start) / 4.0;
+    let first = done_at(series, start + quarter)? - done_at(series, start)?;
+    let last = done_at(series, end)? - done_at(series, end - quarter)?;
+    (first > 0.0).then(|| last / first)
+}
+
+/// Records inserted at a moment, as if the rate were even between two readings.
+fn done_at(series: &[Point], seconds: f64) -> Option<f64> {
+    let pair = series.windows(2).find(|w| seconds <= w[1].seconds).or(series.windows(2).last())?;
+    let (from, to) = (&pair[0], &pair[1]);
+    let share =
+        ((seconds - from.seconds) / (to.seconds - from.seconds).max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
+    Some(from.done as f64 + share * (to.done as f64 - from.done as f64))
+}
+
 /// Lowest rate of any whole second, so that stalls show.
 pub fn worst_second(series: &[Point]) -> Option<f64> {
     // The last reading may close a fraction of a second.
@@ -83,6 +104,20 @@ mod tests {
         series.extend((91..=100).map(|s| point(f64::from(s), 90_000 + (s as u64 - 90) * 10, 0)));
         assert_eq!(final_rate(&series), Some(10.0));
         assert_eq!(final_rate(&[]), None);
+    }
+
+    #[test]
+    fn flatness_compares_quarters_of_what_is_left_after_warming_up() {
+        // 1000 a second for 10 s, then 500 a second for 8 s: quarters of 2 s after the first 10,000.
+        let mut series: Vec<_> = (0..=10).map(|s| point(f64::from(s), s as u64 * 1000, 0)).collect();
+        series.extend((11..=18).map(|s| point(f64::from(s), 10_000 + (s as u64 - 10) * 500, 0)));
+        assert!((flatness(&series, 10_000).unwrap() - 1.0).abs() < 1e-9);
+        // From the beginning quarters of 4.5 s: 4500 records, and 2250.
+        assert!((flatness(&series, 0).unwrap() - 0.5).abs() < 1e-9);
+        // 9 s are left, quarters of 2.25 s, of which the first has 1 s at the full rate and the rest at half of it.
+        assert!((flatness(&series, 9_000).unwrap() - 1125.0 / 1625.0).abs() < 1e-9);
+        assert_eq!(flatness(&series, 20_000), None);
+        assert_eq!(flatness(&[], 0), None);
     }
 
     #[test]

@@ -40,6 +40,12 @@ fn load_rows(c: &Comparison) -> Vec<Row> {
         }),
         row("records/s, average", |_, r| load(r).map(|p| count(p.rate()))),
         row("records/s, last tenth of the time", |_, r| series::final_rate(&load(r)?.series).map(count)),
+        row("rate of the last quarter, of the first; once the memory is outgrown", |c, r| {
+            let series = &load(r)?.series;
+            let outgrown = series::flatness(series, c.memory / c.record_len());
+            let outgrown = outgrown.map_or("–".into(), |x| format!("{x:.2}"));
+            Some(format!("{:.2}; {outgrown}", series::flatness(series, 0)?))
+        }),
         row("records/s, worst second", |_, r| series::worst_second(&load(r)?.series).map(count)),
         row("CPU per record, µs", |_, r| {
             load(r).map(|p| format!("{:.2}", p.counters.cpu() * 1e6 / p.operations.max(1) as f64))
