@@ -36,7 +36,7 @@ pub(crate) struct SyncState {
 struct Gathering {
     /// Callers that the last round released.
     released: u64,
-    /// How long its sync took.
+    /// How long its sync took, at most [`LONGEST`].
     took: Duration,
     /// Rounds that go on without waiting for anybody, because few came when one did.
     refrain: u32,
@@ -44,6 +44,8 @@ struct Gathering {
 
 /// The part of the last sync's time after which a leader that waits goes on if nobody came meanwhile. In all it waits no longer than that sync took.
 const QUIET: u32 = 2;
+/// However long a sync takes: whoever waits for those who do not come shall not notice.
+const LONGEST: Duration = Duration::from_millis(1);
 /// Rounds that go on at once after one to which few came.
 const REFRAIN: u32 = 64;
 
@@ -121,7 +123,7 @@ impl Shared {
         {
             let mut state = self.sync.lock();
             state.running = false;
-            (state.gathering.released, state.gathering.took) = (group, begun.elapsed());
+            (state.gathering.released, state.gathering.took) = (group, begun.elapsed().min(LONGEST));
         }
         self.synced.notify_all();
         if outcome.is_ok() {
