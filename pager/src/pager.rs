@@ -55,6 +55,13 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // The cache goes next.
+        self.frames.retire();
+    }
+}
+
 impl Pager {
     /// Opens the data file in `storage`, creating it if asked to.
     ///

@@ -3,7 +3,7 @@
 //! Two threads that miss the same page at once both read it; the later insertion replaces the former, with equal
 //! bytes. That is rarer and cheaper than making every miss wait on a shared table.
 //!
-//! Single misses use one blocking read into a pooled buffer. Several go through a ring from the pool in one
+//! Single misses use one blocking read, of a block straight into the frame that the cache will hold. Several go through a ring from the pool in one
 //! submission, so that the device works on all of them at once; pages that lie side by side are one request.
 
 use std::ops::Range;
@@ -156,9 +156,14 @@ impl Pager {
 
     fn read_one(&self, want: &PageRef<'_>) -> Result<Page> {
         self.note_reading(want.kind);
+        self.0.counters.read(want.len as usize);
+        if let Some(mut frame) = self.0.frames.take(want.len as usize) {
+            self.0.file.read_at(want.file_offset(), &mut frame)?;
+            self.verify(&frame, want.file_offset(), want.expected)?;
+            return Ok(self.keep(want, Page::of_frame(frame, want.kind)));
+        }
         let mut buf = self.0.buffers.get(want.len as usize);
         let read = self.0.file.read_at(want.file_offset(), &mut buf);
-        self.0.counters.read(want.len as usize);
         let page = read.map_err(Error::from).and_then(|()| self.accept(want, &buf));
         self.0.buffers.put(buf);
         page
@@ -231,11 +236,15 @@ impl Pager {
     /// The page in `bytes`, which were read from its place: verified, and cached if it is to be kept.
     pub fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
         self.verify(bytes, want.file_offset(), want.expected)?;
-        let page = Page::in_frame(&self.0.frames, bytes, want.kind);
+        Ok(self.keep(want, Page::in_frame(&self.0.frames, bytes, want.kind)))
+    }
+
+    /// Caches a page that was read, if it is to be kept.
+    fn keep(&self, want: &PageRef<'_>, page: Page) -> Page {
         if want.keep {
             self.0.cache.insert(want.key(), page.clone());
         }
-        Ok(page)
+        page
     }
 }
 

@@ -4,14 +4,14 @@
 //! grow gives the operating system next to nothing back: with a budget of 460 MiB, a process that may have 512 was killed within a minute of reads. A frame that is free is given back by itself.
 //!
 //! Invariant `frames.one_owner`: a frame is owned by one [`Frame`], or is in one of the two lists. Freed frames are used again, the last first; more than
-//! [`MOST_FREE`] of them are given back. Mappings stay until the last frame and the pool are gone: addresses, not memory.
+//! [`MOST_FREE`] of them are given back. Mappings stay until the last frame and the pool are gone: addresses, not memory, unless the pool was retired.
 //!
 //! Called by the page cache. One mutex over the lists, with no system call under it but for a new mapping.
 
 #![allow(unsafe_code, reason = "blocks of bytes in a mapping, each with one owner")]
 
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -38,6 +38,8 @@ struct Pool {
 #[derive(Default)]
 struct Lists {
     slabs: Vec<Arc<MmapRaw>>,
+    /// See [`Frames::retire`].
+    retired: bool,
     /// Free frames with memory behind them, the last freed last.
     warm: Vec<u32>,
     /// Those without.
@@ -75,18 +77,28 @@ impl Lists {
 }
 
 impl Frames {
-    /// A frame with a copy of `bytes`. `None`: they are not as long as one, there is no memory, or the platform is one on which frames could not
-    /// be given back; the heap has to do then.
+    /// A frame for `len` bytes, whatever is in it. It is aligned as direct I/O wants it. `None`: they are not as many as in one, there is no
+    /// memory, or the platform is one on which frames could not be given back; the heap has to do then.
     #[must_use]
-    pub fn copy_of(&self, bytes: &[u8]) -> Option<Frame> {
-        if bytes.len() != FRAME || cfg!(not(target_os = "linux")) {
+    pub fn take(&self, len: usize) -> Option<Frame> {
+        if len != FRAME || cfg!(not(target_os = "linux")) {
             return None;
         }
         let (number, start) = self.0.lists.lock().take()?;
-        // SAFETY: the frame lies in a mapping that lives as long as the pool; it was in a list, so nobody else has it (`frames.one_owner`) and
-        // no reference to it exists; `bytes`, being borrowed, is not it. Both are FRAME bytes long.
-        unsafe { start.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), FRAME) };
         Some(Frame { start, number, frames: self.clone() })
+    }
+
+    /// Says that most frames will be let go now and none taken: their memory goes with the mappings, at once and not frame by frame.
+    pub fn retire(&self) {
+        self.0.lists.lock().retired = true;
+    }
+
+    /// A frame with a copy of `bytes`, as [`Frames::take`] has one.
+    #[must_use]
+    pub fn copy_of(&self, bytes: &[u8]) -> Option<Frame> {
+        let mut frame = self.take(bytes.len())?;
+        frame.copy_from_slice(bytes);
+        Some(frame)
     }
 }
 
@@ -96,7 +108,7 @@ impl Pool {
         {
             let mut lists = self.lists.lock();
             lists.warm.push(number);
-            if lists.warm.len() <= MOST_FREE {
+            if lists.warm.len() <= MOST_FREE || lists.retired {
                 return;
             }
             // The first freed, which are the least likely to be in the processor's caches.
@@ -116,7 +128,7 @@ impl Pool {
 
 /// REQUIRES that the bytes are those of frames that are in no list and that nobody owns.
 fn give_back(slab: &MmapRaw, at: usize, len: usize) {
-    // SAFETY: what is given back reads as zeros from now on. Nobody has a reference to these frames (see above), and who gets one fills it.
+    // SAFETY: what is given back reads as zeros from now on. Nobody has a reference to these frames (see above).
     // Refused: they keep their memory, which is all that is lost.
     #[cfg(target_os = "linux")]
     let _refused = unsafe { slab.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, len) };
@@ -124,16 +136,16 @@ fn give_back(slab: &MmapRaw, at: usize, len: usize) {
     let _no_frames = (slab, at, len);
 }
 
-/// A block of memory that was filled when it was made. Goes back to where it came from when dropped.
+/// A block of memory. Goes back to where it came from when dropped.
 pub struct Frame {
     start: NonNull<u8>,
     number: u32,
     frames: Frames,
 }
 
-// SAFETY: its bytes are its own, and are only read once it is made.
+// SAFETY: its bytes are its own (`frames.one_owner`).
 unsafe impl Send for Frame {}
-// SAFETY: as above.
+// SAFETY: as above; who shares it reads only.
 unsafe impl Sync for Frame {}
 
 impl Deref for Frame {
@@ -141,8 +153,17 @@ impl Deref for Frame {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: FRAME initialised bytes in a mapping that `frames` keeps; nobody writes to them while the frame has its owner.
+        // SAFETY: FRAME bytes in a mapping that `frames` keeps, zeros from the beginning; they are this owner's (`frames.one_owner`), and he
+        // writes to them through `deref_mut` only.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), FRAME) }
+    }
+}
+
+impl DerefMut for Frame {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and while the owner is borrowed mutably there is no other reference to them.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), FRAME) }
     }
 }
 
@@ -205,6 +226,16 @@ mod tests {
         assert!(again.iter().all(|frame| frame.iter().all(|&b| b == 77)));
         let before: std::collections::BTreeSet<usize> = places.into_iter().collect();
         assert!(again.iter().all(|frame| before.contains(&(frame.as_ptr() as usize))), "new memory for old");
+    }
+
+    #[test]
+    fn a_retired_pool_keeps_what_is_let_go_until_it_goes_itself() {
+        let frames = Frames::default();
+        let all: Vec<Frame> = (0..3000).map(|i| filled(&frames, i as u8)).collect();
+        let places: Vec<usize> = all.iter().map(|frame| frame.as_ptr() as usize).collect();
+        frames.retire();
+        drop(all);
+        assert!(places.iter().all(|&at| has_memory(at)));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! A key is (extent id, block within the extent). Ids are never reused, so a page of a freed extent can never be
 //! mistaken for one of the extent that took its place; it just ages out, and nothing has to be told to forget it.
 //!
-//! Pages are copied out of the aligned read buffers, which costs ~0.1 µs per 4 KiB: those of one block into frames (`storage`), from which memory goes back
-//! page by page when the budget falls, longer ones into exact heap allocations.
+//! Pages of one block lie in frames (`storage`), from which memory goes back page by page when the budget falls, longer ones in exact heap allocations.
+//! A single read of a block goes straight into its frame; what several read together is copied out of their buffers.
 //!
 //! Locks: one mutex per shard, held for one map look-up on a hit, and for the evictions an insertion causes on a miss.
 //! Pages are freed after the lock is released.
@@ -73,6 +73,11 @@ impl Page {
     /// The same, in a frame if it is as long as one.
     pub(crate) fn in_frame(frames: &Frames, bytes: &[u8], kind: PageKind) -> Self {
         Self::new(frames.copy_of(bytes).map_or_else(|| Memory::Heap(bytes.into()), Memory::Frame), kind)
+    }
+
+    /// A sealed page that was read into a frame. The caller has verified it.
+    pub(crate) fn of_frame(frame: Frame, kind: PageKind) -> Self {
+        Self::new(Memory::Frame(frame), kind)
     }
 
     fn new(bytes: Memory, kind: PageKind) -> Self {
