@@ -49,9 +49,61 @@ impl<T: Deref<Target = [u8]>> Deref for Headed<T> {
     }
 }
 
+/// The heads of ascending keys side by side. A search looks at a few lines of these, and at a key only where its head is the one sought; a read that
+/// finds nothing in the caches of the processor waits for each.
+#[derive(Debug, Clone)]
+pub(crate) struct Heads(Box<[u64]>);
+
+impl FromIterator<u64> for Heads {
+    fn from_iter<I: IntoIterator<Item = u64>>(heads: I) -> Self {
+        Heads(heads.into_iter().collect())
+    }
+}
+
+impl Heads {
+    /// The number of keys before the first that does not precede one with this head. `precedes` is asked for those whose heads do not tell.
+    #[inline]
+    pub(crate) fn partition_point(&self, head: u64, precedes: impl Fn(usize) -> bool) -> usize {
+        let mut low = self.0.partition_point(|other| *other < head);
+        if self.0.get(low) != Some(&head) {
+            return low;
+        }
+        let mut high = low + self.0[low..].partition_point(|other| *other == head);
+        while low < high {
+            let middle = low.midpoint(high);
+            if precedes(middle) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        low
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_search_of_heads_finds_what_one_of_the_keys_finds() {
+        let same = (0..20u8).map(|last| [&b"12345678"[..], &[last]].concat());
+        let keys: Vec<Vec<u8>> = [b"".to_vec(), b"0".to_vec(), b"1234567".to_vec()]
+            .into_iter()
+            .chain(same)
+            .chain([b"2".to_vec(), b"9".to_vec()])
+            .collect();
+        for count in 0..=keys.len() {
+            let some = &keys[..count];
+            let heads: Heads = some.iter().map(|key| head_of(key)).collect();
+            for key in &keys {
+                let below = heads.partition_point(head_of(key), |i| some[i] < *key);
+                assert_eq!(below, some.partition_point(|other| other < key), "{key:?} in {count}");
+                let up_to = heads.partition_point(head_of(key), |i| some[i] <= *key);
+                assert_eq!(up_to, some.partition_point(|other| other <= key), "{key:?} in {count}");
+            }
+        }
+    }
 
     #[test]
     fn keys_compare_as_without_their_heads() {

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use betree_pager::Extent;
 
-use crate::headed::{Headed, head_of};
+use crate::headed::{Headed, Heads, head_of};
 use crate::options::TreeOptions;
 use crate::run::Run;
 use crate::segment::Segment;
@@ -138,6 +138,8 @@ pub(crate) struct Node {
     /// 1: its children are leaves.
     pub level: u32,
     pub children: Vec<Child>,
+    /// Of the children's low keys.
+    lows: Heads,
     pub queue: Vec<Queued>,
     pub next_number: u64,
     pub place: OnceLock<NodePlace>,
@@ -209,7 +211,8 @@ impl Node {
     /// A node that no checkpoint has needed yet.
     pub(crate) fn new(level: u32, children: Vec<Child>, queue: Vec<Queued>, next_number: u64) -> Node {
         let (place, census) = (OnceLock::new(), OnceLock::new());
-        Node { level, children, queue, next_number, place, crossed: Crossed::default(), census }
+        let lows = children.iter().map(|child| child.low.head()).collect();
+        Node { level, children, lows, queue, next_number, place, crossed: Crossed::default(), census }
     }
 
     /// A tree without any message.
@@ -227,8 +230,7 @@ impl Node {
     /// The child to which `key` belongs.
     #[inline]
     pub(crate) fn child_of(&self, key: &[u8]) -> usize {
-        let head = head_of(key);
-        self.children.partition_point(|c| c.low.compare(head, key).is_le()).saturating_sub(1)
+        self.lows.partition_point(head_of(key), |at| *self.children[at].low <= *key).saturating_sub(1)
     }
 
     /// The first key above child `index`: its sibling's low key, or the node's own upper end.

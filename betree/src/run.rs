@@ -10,30 +10,24 @@
 use std::ops::Deref;
 use std::sync::Arc;
 
-use crate::headed::head_of;
+use crate::headed::{Heads, head_of};
 use crate::segment::Segment;
 use crate::spans::Spans;
 use crate::types::Seqno;
 
 /// Segments in key order, with the heads of their largest keys side by side: a search of a run with a hundred segments looks at two lines of these instead of
-/// at seven segments. A read that finds nothing in the caches of the processor waits for each.
+/// at seven segments.
 #[derive(Debug, Clone)]
 pub(crate) struct Segments {
     list: Vec<Arc<Segment>>,
-    tops: Box<[u64]>,
+    tops: Heads,
 }
 
 impl Segments {
     /// The index of the first segment whose largest key is not below `key`.
     #[inline]
     fn reaching(&self, key: &[u8]) -> usize {
-        let head = head_of(key);
-        let at = self.tops.partition_point(|top| *top < head);
-        if self.tops.get(at) != Some(&head) {
-            return at;
-        }
-        let ties = self.tops[at..].partition_point(|top| *top == head);
-        at + self.list[at..at + ties].partition_point(|segment| *segment.max < *key)
+        self.tops.partition_point(head_of(key), |at| *self.list[at].max < *key)
     }
 }
 

@@ -20,6 +20,7 @@ use std::sync::Arc;
 
 use betree_pager::{BLOCK, Extent, Page, PageKind, PageRef as PagerPageRef, Pager};
 use betree_storage::prefetch;
+use bytes::Bytes;
 
 use crate::filter;
 use crate::headed::Headed;
@@ -37,22 +38,25 @@ pub(crate) const META_ROW: usize = 12;
 pub(crate) const SAMPLE_BYTES: usize = 32 << 10;
 
 /// A contiguous piece of a run. See the module's text.
+///
+/// What a point read asks first lies in one line of the processor's caches.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub(crate) struct Segment {
+    pub min: Headed<Box<[u8]>>,
+    /// The meta block, if point reads have it at hand.
+    pub pin: Pin,
+    /// Of the smallest and the largest key.
+    pub spread: Spread,
+    pub max: Headed<Box<[u8]>>,
     pub extent: Arc<Extent>,
     /// Bytes of data pages; the meta block follows.
     pub data_len: u32,
     pub meta_len: u32,
     pub meta_crc: u32,
     pub messages: u32,
-    pub min: Headed<Box<[u8]>>,
-    pub max: Headed<Box<[u8]>>,
-    /// Of these two.
-    pub spread: Spread,
     /// Ascending keys at even distances (first keys of pages), for estimates only.
     pub samples: Box<[Box<[u8]>]>,
-    /// The meta block, if point reads have it at hand.
-    pub pin: Pin,
 }
 
 /// Where a data page lies in its segment, and its checksum.
@@ -130,7 +134,8 @@ const NEAR_ROWS: usize = 3;
 /// A parsed meta block.
 #[derive(Clone, Debug)]
 pub(crate) struct Meta {
-    page: Page,
+    /// The page, with one pointer to its bytes.
+    page: Bytes,
     pages: usize,
     data_len: u32,
     table: usize,
@@ -166,7 +171,7 @@ impl Meta {
         if bytes[5..8].iter().chain(&bytes[24..META_HEADER]).any(|&b| b != 0) {
             return Err(lie("reserved bytes are not zero"));
         }
-        Ok(Meta { pages, data_len, table, keys, keys_len, page })
+        Ok(Meta { pages, data_len, table, keys, keys_len, page: Bytes::from_owner(page) })
     }
 
     pub(crate) fn pages(&self) -> usize {
