@@ -1,4 +1,4 @@
-//! Who has how much of the memory budget: memtables what they need, background work its buffers, the caches the rest.
+//! Who has how much of the memory budget: memtables what they need, background work its buffers, the trunk what it is reckoned to have, the caches the rest.
 //!
 //! While writers are at their fastest, the caches leave room for all memtables that there may be and for the buffers of background work. The
 //! slower the writing, the less of that is in use, and a database that is only read gives its caches the whole budget but a slack for
@@ -41,6 +41,10 @@ const LEAST_ROWS_STEP: usize = 128 << 10;
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
+/// The trunk has about this part of the data: a segment of a megabyte has a descriptor, two keys and a sample for each 32 KiB. While background work
+/// goes on, as much again is reckoned for what no checkpoint has let go of yet, and for the holes that all that coming and going leaves in the heap.
+const TRUNK: u64 = 256;
+
 /// However many keyspaces are written to, memtables may have so much.
 const LEAST_MEMTABLE: usize = 64 << 10;
 
@@ -74,6 +78,11 @@ struct Seen {
 /// The least that the caches get of a budget: what the memtables (one active, two frozen) and the buffers of background work leave of it.
 pub(crate) fn least_cache(budget: usize, memtable: usize) -> usize {
     budget.saturating_sub(3 * memtable).saturating_sub(budget / IDLE_BUFFERS).max(budget / 8)
+}
+
+/// What the trunk of `live` bytes of data takes from the caches, which keep something whatever it has.
+fn trunk(live: u64, budget: usize) -> usize {
+    usize::try_from(live / TRUNK).unwrap_or(usize::MAX).min(budget / 4)
 }
 
 /// Of `cache` bytes, the most that rows may have when there are `live` bytes of data.
@@ -134,7 +143,9 @@ impl Shared {
         if self.options.memtable_bytes.is_none() {
             self.memory.memtable_limit.store(memtable_limit(self.memtable_bytes, &tables), Relaxed);
         }
-        let mut need: usize = tables.iter().sum();
+        let live = self.pager.allocated_bytes();
+        let trunk = trunk(live, budget);
+        let mut need: usize = tables.iter().sum::<usize>() + trunk;
         let (left, pointwise) = {
             let mut seen = self.memory.seen.lock();
             let (messages, tasks) = (self.counters.messages.load(Relaxed), self.counters.tasks.load(Relaxed));
@@ -148,7 +159,7 @@ impl Shared {
             }
             if tasks != seen.tasks || self.scheduler.is_working() {
                 seen.tasks = tasks;
-                need += budget / IDLE_BUFFERS;
+                need += budget / IDLE_BUFFERS + trunk;
             } else {
                 self.pager.trim_buffers(budget / IDLE_BUFFERS_AT_REST);
             }
@@ -159,12 +170,11 @@ impl Shared {
             let pointwise = seen.read_at.is_some_and(|at| now.saturating_sub(at) < ROWS_STAY);
             (seen.leave(now, need + self.arenas.idle_bytes(), budget), pointwise)
         };
-        let least = least_cache(budget, self.memtable_bytes);
+        let least = least_cache(budget, self.memtable_bytes).saturating_sub(2 * trunk).max(budget / 8);
         let left = (left + budget / LEAN_SLACK).max(budget / SLACK);
         let cache = budget.saturating_sub(left).max(least);
         self.pins
             .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
-        let live = self.pager.allocated_bytes();
         #[cfg(feature = "fuzzing")]
         let live = if self.memory.rows_anyway.load(Relaxed) { live.max(cache as u64 + 1) } else { live };
         let most = if pointwise { row_limit(cache, live) } else { 0 };
@@ -178,6 +188,14 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_trunk_takes_from_the_caches_what_it_has_but_not_all() {
+        let budget = 460 << 20;
+        assert_eq!(trunk(0, budget), 0);
+        assert_eq!(trunk(10 << 30, budget), 40 << 20);
+        assert_eq!(trunk(u64::MAX, budget), budget / 4);
+    }
 
     #[test]
     fn rows_get_nothing_while_all_pages_fit_and_little_when_indexes_take_it_all() {
