@@ -6,7 +6,7 @@
 //! Invariant `frames.one_owner`: a frame is owned by one [`Frame`], or is in one of the two lists. Freed frames are used again, the last first; more than
 //! [`MOST_FREE`] of them are given back. Mappings stay until the last frame and the pool are gone: addresses, not memory, unless the pool was retired.
 //!
-//! Called by the page cache. One mutex over the lists, with no system call under it but for a new mapping.
+//! Called by the page cache and by reads into it. One mutex over the lists, with no system call under it but for a new mapping.
 
 #![allow(unsafe_code, reason = "blocks of bytes in a mapping, each with one owner")]
 
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_retired_pool_keeps_what_is_let_go_until_it_goes_itself() {
+    fn a_retired_pool_gives_nothing_back_frame_by_frame() {
         let frames = Frames::default();
         let all: Vec<Frame> = (0..3000).map(|i| filled(&frames, i as u8)).collect();
         let places: Vec<usize> = all.iter().map(|frame| frame.as_ptr() as usize).collect();
