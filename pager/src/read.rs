@@ -3,7 +3,7 @@
 //! Two threads that miss the same page at once both read it; the later insertion replaces the former, with equal
 //! bytes. That is rarer and cheaper than making every miss wait on a shared table.
 //!
-//! Single misses use one blocking read, of a block straight into the frame that the cache will hold. Several go through a ring from the pool in one
+//! Single misses use one blocking read, straight into the frame that the cache will hold. Several go through a ring from the pool in one
 //! submission, so that the device works on all of them at once; pages that lie side by side are one request.
 
 use std::ops::Range;

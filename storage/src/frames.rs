@@ -1,12 +1,13 @@
-//! Memory for cached blocks: frames of [`FRAME`] bytes in mappings of their own.
+//! Memory for cached pages: frames of whole blocks in mappings of their own.
 //!
-//! A cache lets blocks go one by one, from anywhere. On the heap each leaves a hole of its size, and a cache that shrinks so that others may
+//! A cache lets pages go one by one, from anywhere. On the heap each leaves a hole of its size, and a cache that shrinks so that others may
 //! grow gives the operating system next to nothing back: with a budget of 460 MiB, a process that may have 512 was killed within a minute of reads. A frame that is free is given back by itself.
 //!
-//! Invariant `frames.one_owner`: a frame is owned by one [`Frame`], or is in one of the two lists. Freed frames are used again, the last first; more than
-//! [`MOST_FREE`] of them are given back. Mappings stay until the last frame and the pool are gone: addresses, not memory, unless the pool was retired.
+//! Frames of one size come from one pool. Invariant `frames.one_owner`: a frame is owned by one [`Frame`], or is in one of the two lists of its pool. Freed frames are used
+//! again, the last first; more than a few ([`Size::most_free`]) are given back. Mappings stay until the last frame and the pools are gone: addresses, not memory, unless the pools
+//! were retired.
 //!
-//! Called by the page cache and by reads into it. One mutex over the lists, with no system call under it but for a new mapping.
+//! Called by the page cache and by reads into it. One mutex over the lists of a pool, with no system call under it but for a new mapping.
 
 #![allow(unsafe_code, reason = "blocks of bytes in a mapping, each with one owner")]
 
@@ -19,17 +20,20 @@ use memmap2::{MmapOptions, MmapRaw};
 
 use crate::primitives::Mutex;
 
-/// Bytes of a frame: a block, and a page of memory.
+/// Bytes of the smallest frame: a block, and a page of memory.
 pub const FRAME: usize = 4096;
-/// Frames of a mapping.
+/// Blocks of the largest frame. A longer page is a large allocation, which does not depend on what lies beside it.
+const MOST_BLOCKS: usize = 16;
+/// Blocks of a mapping.
 const SLAB: usize = 1024;
-/// Free frames that keep their memory. Half of them are given back at a time.
+/// Free frames of a block that keep their memory. Half of them are given back at a time.
 const MOST_FREE: usize = 256;
 
 /// Where frames come from and go back to. Clones are handles to the same.
 #[derive(Clone, Default)]
-pub struct Frames(Arc<Pool>);
+pub struct Frames(Arc<[Pool; MOST_BLOCKS]>);
 
+/// The frames of one size.
 #[derive(Default)]
 struct Pool {
     lists: Mutex<Lists>,
@@ -46,26 +50,56 @@ struct Lists {
     cold: Vec<u32>,
 }
 
-/// Which mapping a frame is in, and where there.
-fn place(number: u32) -> (usize, usize) {
-    (number as usize / SLAB, number as usize % SLAB * FRAME)
+/// Blocks of a frame, 1 to [`MOST_BLOCKS`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Size(u32);
+
+impl Size {
+    /// `None`: there are no frames for so many bytes.
+    fn of(bytes: usize) -> Option<Size> {
+        let blocks = bytes / FRAME;
+        (bytes.is_multiple_of(FRAME) && (1..=MOST_BLOCKS).contains(&blocks)).then_some(Size(blocks as u32))
+    }
+
+    fn blocks(self) -> usize {
+        self.0 as usize
+    }
+
+    fn bytes(self) -> usize {
+        self.blocks() * FRAME
+    }
+
+    /// Frames of a mapping.
+    fn per_slab(self) -> usize {
+        SLAB / self.blocks()
+    }
+
+    /// Free frames that keep their memory: a megabyte of blocks, a quarter of one for each of the other sizes.
+    fn most_free(self) -> usize {
+        if self.blocks() == 1 { MOST_FREE } else { MOST_FREE / 4 / self.blocks() }
+    }
+
+    /// Which mapping a frame is in, and where there.
+    fn place(self, number: u32) -> (usize, usize) {
+        (number as usize / self.per_slab(), number as usize % self.per_slab() * self.bytes())
+    }
 }
 
 impl Lists {
     /// A free frame.
-    fn take(&mut self) -> Option<(u32, NonNull<u8>)> {
+    fn take(&mut self, size: Size) -> Option<(u32, NonNull<u8>)> {
         if self.warm.is_empty() && self.cold.is_empty() {
-            self.grow()?;
+            self.grow(size)?;
         }
         let number = self.warm.pop().or_else(|| self.cold.pop())?;
-        let (slab, at) = place(number);
+        let (slab, at) = size.place(number);
         let start = self.slabs.get(slab)?.as_mut_ptr().wrapping_add(at);
         Some((number, NonNull::new(start)?))
     }
 
-    fn grow(&mut self) -> Option<()> {
-        let first = u32::try_from(self.slabs.len() * SLAB).ok()?;
-        let end = first.checked_add(SLAB as u32)?;
+    fn grow(&mut self, size: Size) -> Option<()> {
+        let first = u32::try_from(self.slabs.len() * size.per_slab()).ok()?;
+        let end = first.checked_add(size.per_slab() as u32)?;
         let slab = MmapRaw::from(MmapOptions::new().len(SLAB * FRAME).map_anon().ok()?);
         // A huge page would have memory behind free frames too. Refused where the kernel has none.
         #[cfg(target_os = "linux")]
@@ -77,20 +111,23 @@ impl Lists {
 }
 
 impl Frames {
-    /// A frame for `len` bytes, whatever is in it. It is aligned as direct I/O wants it. `None`: they are not as many as in one, there is no
+    /// A frame of `len` bytes, whatever is in it. It is aligned as direct I/O wants it. `None`: they are not whole blocks, or too many, there is no
     /// memory, or the platform is one on which frames could not be given back; the heap has to do then.
     #[must_use]
     pub fn take(&self, len: usize) -> Option<Frame> {
-        if len != FRAME || cfg!(not(target_os = "linux")) {
+        if cfg!(not(target_os = "linux")) {
             return None;
         }
-        let (number, start) = self.0.lists.lock().take()?;
-        Some(Frame { start, number, frames: self.clone() })
+        let size = Size::of(len)?;
+        let (number, start) = self.pool(size).lists.lock().take(size)?;
+        Some(Frame { start, size, number, frames: self.clone() })
     }
 
     /// Says that most frames will be let go now and none taken: their memory goes with the mappings, at once and not frame by frame.
     pub fn retire(&self) {
-        self.0.lists.lock().retired = true;
+        for pool in &*self.0 {
+            pool.lists.lock().retired = true;
+        }
     }
 
     /// A frame with a copy of `bytes`, as [`Frames::take`] has one.
@@ -100,26 +137,31 @@ impl Frames {
         frame.copy_from_slice(bytes);
         Some(frame)
     }
+
+    fn pool(&self, size: Size) -> &Pool {
+        &self.0[size.blocks() - 1]
+    }
 }
 
 impl Pool {
-    fn put(&self, number: u32) {
+    fn put(&self, size: Size, number: u32) {
+        let most_free = size.most_free();
         let mut surplus: Vec<(u32, Arc<MmapRaw>)> = Vec::new();
         {
             let mut lists = self.lists.lock();
             lists.warm.push(number);
-            if lists.warm.len() <= MOST_FREE || lists.retired {
+            if lists.warm.len() <= most_free || lists.retired {
                 return;
             }
             // The first freed, which are the least likely to be in the processor's caches.
             let Lists { slabs, warm, .. } = &mut *lists;
-            let first_freed = warm.drain(..MOST_FREE / 2);
-            surplus.extend(first_freed.map(|number| (number, Arc::clone(&slabs[place(number).0]))));
+            let first_freed = warm.drain(..most_free / 2);
+            surplus.extend(first_freed.map(|number| (number, Arc::clone(&slabs[size.place(number).0]))));
         }
         surplus.sort_unstable_by_key(|&(number, _)| number);
         for side_by_side in surplus.chunk_by(|a, b| a.0 + 1 == b.0 && Arc::ptr_eq(&a.1, &b.1)) {
             let (first, slab) = &side_by_side[0];
-            give_back(slab, place(*first).1, side_by_side.len() * FRAME);
+            give_back(slab, size.place(*first).1, side_by_side.len() * size.bytes());
         }
         // The lowest is taken first: frames in use move together.
         self.lists.lock().cold.extend(surplus.iter().rev().map(|&(number, _)| number));
@@ -136,9 +178,10 @@ fn give_back(slab: &MmapRaw, at: usize, len: usize) {
     let _no_frames = (slab, at, len);
 }
 
-/// A block of memory. Goes back to where it came from when dropped.
+/// Blocks of memory side by side. Go back to where they came from when dropped.
 pub struct Frame {
     start: NonNull<u8>,
+    size: Size,
     number: u32,
     frames: Frames,
 }
@@ -153,9 +196,9 @@ impl Deref for Frame {
 
     #[inline]
     fn deref(&self) -> &[u8] {
-        // SAFETY: FRAME bytes in a mapping that `frames` keeps, zeros from the beginning; they are this owner's (`frames.one_owner`), and he
+        // SAFETY: so many bytes in a mapping that `frames` keeps, zeros from the beginning; they are this owner's (`frames.one_owner`), and he
         // writes to them through `deref_mut` only.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), FRAME) }
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.size.bytes()) }
     }
 }
 
@@ -163,13 +206,13 @@ impl DerefMut for Frame {
     #[inline]
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as above, and while the owner is borrowed mutably there is no other reference to them.
-        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), FRAME) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.size.bytes()) }
     }
 }
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        self.frames.0.put(self.number);
+        self.frames.pool(self.size).put(self.size, self.number);
     }
 }
 
@@ -202,7 +245,8 @@ mod tests {
         let frames = Frames::default();
         assert!(frames.copy_of(&[]).is_none());
         assert!(frames.copy_of(&[1; FRAME - 1]).is_none());
-        assert!(frames.copy_of(&[1; 2 * FRAME]).is_none());
+        assert!(frames.copy_of(&[1; FRAME + 512]).is_none());
+        assert!(frames.copy_of(&[1; (MOST_BLOCKS + 1) * FRAME]).is_none());
     }
 
     #[test]
@@ -226,6 +270,39 @@ mod tests {
         assert!(again.iter().all(|frame| frame.iter().all(|&b| b == 77)));
         let before: std::collections::BTreeSet<usize> = places.into_iter().collect();
         assert!(again.iter().all(|frame| before.contains(&(frame.as_ptr() as usize))), "new memory for old");
+    }
+
+    #[test]
+    fn frames_of_every_size_are_apart_and_are_given_back() {
+        let frames = Frames::default();
+        let mut all: Vec<Frame> = (0..4000)
+            .map(|i| frames.copy_of(&vec![i as u8; (1 + i % MOST_BLOCKS) * FRAME]).unwrap())
+            .collect();
+        for (i, frame) in all.iter().enumerate() {
+            assert_eq!(frame.len(), (1 + i % MOST_BLOCKS) * FRAME);
+            assert!(frame.as_ptr().addr().is_multiple_of(FRAME) && frame.iter().all(|&b| b == i as u8));
+        }
+        let blocks = |frame: &Frame| -> Vec<usize> {
+            (0..frame.len() / FRAME).map(|block| frame.as_ptr().addr() + block * FRAME).collect()
+        };
+        let of_every_third = |i: usize| i.is_multiple_of(3);
+        let mut numbers = 0..;
+        let gone: Vec<usize> = all
+            .iter()
+            .enumerate()
+            .filter(|&(i, _)| !of_every_third(i))
+            .flat_map(|(_, frame)| blocks(frame))
+            .collect();
+        all.retain(|_| numbers.next().is_some_and(of_every_third));
+        let left = gone.iter().filter(|&&at| has_memory(at)).count();
+        assert!(
+            left <= MOST_FREE + (MOST_BLOCKS - 1) * MOST_FREE / 4,
+            "{left} of {} blocks have memory",
+            gone.len()
+        );
+        for (i, frame) in all.iter().enumerate() {
+            assert!(frame.iter().all(|&b| b == (3 * i) as u8));
+        }
     }
 
     #[test]

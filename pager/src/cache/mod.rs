@@ -3,8 +3,8 @@
 //! A key is (extent id, block within the extent). Ids are never reused, so a page of a freed extent can never be
 //! mistaken for one of the extent that took its place; it just ages out, and nothing has to be told to forget it.
 //!
-//! Pages of one block lie in frames (`storage`), from which memory goes back page by page when the budget falls, longer ones in exact heap allocations.
-//! A single read of a block goes straight into its frame; what several read together is copied out of their buffers.
+//! Pages lie in frames (`storage`), from which memory goes back page by page when the budget falls, very long ones in exact heap allocations.
+//! A single read goes straight into its frame; what several read together is copied out of their buffers.
 //!
 //! Locks: one mutex per shard, held for one map look-up on a hit, and for the evictions an insertion causes on a miss.
 //! Pages are freed after the lock is released.
@@ -59,7 +59,7 @@ struct PageInner {
 /// Where a page's bytes are.
 enum Memory {
     Frame(Frame),
-    /// What is longer than a frame, or belongs to no pager.
+    /// What is longer than any frame, or belongs to no pager.
     Heap(Box<[u8]>),
 }
 
@@ -70,7 +70,7 @@ impl Page {
         Self::new(Memory::Heap(bytes.into()), kind)
     }
 
-    /// The same, in a frame if it is as long as one.
+    /// The same, in a frame unless it is too long for one.
     pub(crate) fn in_frame(frames: &Frames, bytes: &[u8], kind: PageKind) -> Self {
         Self::new(frames.copy_of(bytes).map_or_else(|| Memory::Heap(bytes.into()), Memory::Frame), kind)
     }
