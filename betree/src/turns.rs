@@ -6,7 +6,9 @@
 //!
 //! - Turns begin only where commits collide again and again, and are compared: with the rate at which commits went through without them, measured just
 //!   before. Where they are slower (threads that do something else between commits lose by standing aside) they end, for longer each time.
-//! - Whoever commits little is not held up: a thread stands aside only after [`LIGHT`] commits in somebody else's turn.
+//! - A turn is long, since each change of turns sets threads against each other for a core and for the lock, but who waits does so for a short time: the
+//!   more there are, the shorter the turns.
+//! - Whoever commits little is not held up: a thread stands aside only after [`LIGHT`] commits in somebody else's turn, unless it has just had its own.
 //! - A turn that is not made use of ends at the next look of who waits.
 //!
 //! What excludes writers from each other is the lock. A turn only says who should ask for it, so nothing depends on it but time, and every wait has a
@@ -20,20 +22,22 @@ use std::time::{Duration, Instant};
 use betree_storage::primitives::atomic::{AtomicU64, Ordering::Relaxed};
 use betree_storage::primitives::{Condvar, Mutex, MutexGuard};
 
-/// How long a turn lasts while others wait for theirs.
-const TURN: Duration = Duration::from_millis(1);
-/// How often the first who waits looks whether the turn is made use of.
-const LOOK: Duration = Duration::from_micros(250);
-/// Messages in that time that are use enough.
+/// How long a turn lasts while one thread waits for its own; shorter if several do.
+const TURN: Duration = Duration::from_millis(4);
+/// The shortest turns, and the least time in which collisions are counted before there are turns.
+const SHORTEST: Duration = Duration::from_millis(1);
+/// The first who waits looks so many times in a turn whether it is made use of.
+const LOOKS: u32 = 4;
+/// Messages since the last look that are use enough.
 const USE: u64 = 16;
 /// Commits that a thread may do in each turn of another.
 const LIGHT: u32 = 8;
-/// A thread whose commits collided so often, within [`TURN`] to [`LONGEST`], begins a turn.
+/// A thread whose commits collided so often, within [`SHORTEST`] to [`LONGEST`], begins a turn.
 const COLLISIONS: u32 = 32;
 const LONGEST: Duration = Duration::from_millis(2);
 /// So many turns are compared at a time with how it went without them. The best of them must have had this share of the rate: both vary with what
 /// background work does at the moment, and where turns do harm, they do more.
-const COMPARED: u32 = 8;
+const COMPARED: u32 = 4;
 const SLOWER: f64 = 0.75;
 /// After so many turns it is measured anew how it goes without them.
 const MOST_TURNS: u32 = 256;
@@ -42,7 +46,12 @@ const REFRAIN: Duration = Duration::from_millis(100);
 const LONGEST_REFRAIN: Duration = Duration::from_secs(10);
 /// Every so many commits who has the turn looks whether anybody waits for it. If nobody does for [`ALONE`], there are no turns any more.
 const BETWEEN_LOOKS: u32 = 1024;
-const ALONE: Duration = Duration::from_millis(16);
+const ALONE: Duration = Duration::from_millis(32);
+
+/// How long a turn lasts while so many threads wait.
+fn length(waiting: usize) -> Duration {
+    (TURN / u32::try_from(waiting.max(1)).unwrap_or(u32::MAX)).max(SHORTEST)
+}
 
 /// What a thread knows of itself. It may write to several databases; numbers of turns are never used twice in a process.
 #[derive(Debug, Clone, Copy)]
@@ -140,7 +149,7 @@ impl Turns {
             return;
         };
         mine.collisions += 1;
-        if mine.collisions < COLLISIONS || now.time.duration_since(since.time) < TURN {
+        if mine.collisions < COLLISIONS || now.time.duration_since(since.time) < SHORTEST {
             return;
         }
         mine.since = None;
@@ -155,7 +164,8 @@ impl Turns {
     #[inline]
     fn heed(&self, turn: u64, mine: &mut Mine, messages: &AtomicU64) {
         if mine.met != turn {
-            (mine.met, mine.commits) = (turn, 0);
+            let had_its_own = mine.met == mine.own && mine.commits > LIGHT;
+            (mine.met, mine.commits) = (turn, if had_its_own { LIGHT } else { 0 });
         }
         mine.commits += 1;
         if mine.own == turn {
@@ -185,7 +195,9 @@ impl Turns {
         queue.waiting.push_back(me);
         while self.turn.load(Relaxed) != 0 {
             let before = mark();
-            let left = queue.began.map_or(Duration::ZERO, |began| TURN.saturating_sub(began.time.elapsed()));
+            let length = length(queue.waiting.len());
+            let left =
+                queue.began.map_or(Duration::ZERO, |began| length.saturating_sub(began.time.elapsed()));
             let first = queue.waiting.front() == Some(&me);
             if first && left.is_zero() {
                 self.compare(&mut queue, before);
@@ -195,9 +207,10 @@ impl Turns {
                 break;
             }
             let turn = self.turn.load(Relaxed);
-            self.over.wait_for(&mut queue, if first { left.min(LOOK) } else { TURN });
+            let look = length / LOOKS;
+            self.over.wait_for(&mut queue, if first { left.min(look) } else { TURN });
             let now = mark();
-            let looked = now.time.duration_since(before.time) >= LOOK;
+            let looked = now.time.duration_since(before.time) >= look;
             if first
                 && looked
                 && self.turn.load(Relaxed) == turn
@@ -309,6 +322,21 @@ mod tests {
         let turn = turns.turn.load(Relaxed);
         commit(&turns, &lock, &messages, u64::from(LIGHT));
         assert_eq!(turns.turn.load(Relaxed), turn);
+    }
+
+    #[test]
+    fn whoever_had_a_turn_stands_aside_at_the_first_commit_in_the_next() {
+        let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
+        let own = fresh();
+        MINE.set(Mine { own, met: own, commits: LIGHT + 1, collisions: 0, since: None });
+        deserted(&turns, 2 * TURN);
+        commit(&turns, &lock, &messages, 1);
+        assert!(MINE.get().own > own && turns.turn.load(Relaxed) == MINE.get().own, "it has the turn");
+    }
+
+    #[test]
+    fn the_more_wait_the_shorter_is_a_turn() {
+        assert_eq!([0, 1, 2, 4, 16, usize::MAX].map(length), [4, 4, 2, 1, 1, 1].map(Duration::from_millis));
     }
 
     /// Turns of `per_turn` messages where there were `without` in the same time before, until they end: how many there were.
