@@ -13,13 +13,12 @@ use bytes::Bytes;
 use crate::hash::hash;
 use crate::memtable::Base;
 use crate::message::Kind;
-use crate::node::Target;
 use crate::operands;
 use crate::operator::MergeOperator;
 use crate::page::{PageRef, Share};
+use crate::path::{self, Step};
 use crate::pins::Pins;
 use crate::rows::{RowKey, Rows};
-use crate::run::Run;
 use crate::segment::{Meta, PageAt, Segment};
 use crate::types::{KeyspaceId, Seqno};
 use crate::view::View;
@@ -29,7 +28,7 @@ use crate::{Error, Result};
 #[derive(Clone, Copy)]
 pub(crate) struct Reader<'a> {
     pub pager: &'a Pager,
-    pub pins: &'a Arc<Pins>,
+    pub pins: &'a Pins,
     pub rows: &'a Rows,
     pub keyspace: KeyspaceId,
 }
@@ -89,12 +88,6 @@ impl Missing {
     }
 }
 
-/// A run on the path, and its only segment that may have the key.
-struct Step<'a> {
-    run: &'a Arc<Run>,
-    segment: Option<&'a Arc<Segment>>,
-}
-
 /// A lookup of one key that can stop for a page and go on when it is there.
 pub(crate) struct Lookup<'a> {
     view: &'a View,
@@ -102,7 +95,7 @@ pub(crate) struct Lookup<'a> {
     key: RowKey<'a>,
     /// What the row cache has for the key, and as of when. Then `path` has the runs that hold anything newer.
     row: Option<(Seqno, Bytes)>,
-    /// Newest first.
+    /// Newest first, without those whose filters were at hand and say that the key is not there.
     path: Vec<Step<'a>>,
     next: usize,
     meta: Option<Meta>,
@@ -122,38 +115,6 @@ pub(crate) enum Progress<'a> {
 
 /// What decides, and the operands above it, newest first.
 pub(crate) type Found = (Option<Base>, Vec<Bytes>);
-
-/// The runs on the path of `key` that may say something of it newer than `than`, newest first, and since when absence from them means something
-/// (`settled` of the leaf). What their filters will be asked for is on its way.
-fn path<'a>(view: &'a View, key: RowKey<'_>, than: Option<Seqno>) -> (Vec<Step<'a>>, Seqno) {
-    let mut path = Vec::with_capacity(if than.is_some() { 0 } else { 16 });
-    let mut add = |run: &'a Arc<Run>| {
-        if than.is_some_and(|than| run.last <= than) {
-            return;
-        }
-        let segment = run.segment_of(key.key);
-        if let Some(segment) = segment {
-            if let Some(pinned) = &*segment.pin.get() {
-                pinned.meta.prefetch(key.key_hash);
-            }
-        } else if run.spans.is_empty() {
-            return;
-        }
-        path.push(Step { run, segment });
-    };
-    let mut node = &view.root;
-    loop {
-        let index = node.child_of(key.key);
-        node.pending_runs(index).for_each(|q| add(&q.run));
-        match &node.children[index].target {
-            Target::Node(below) => node = below,
-            Target::Leaf(leaf) => {
-                leaf.runs().for_each(&mut add);
-                return (path, leaf.settled);
-            }
-        }
-    }
-}
 
 impl<'a> Lookup<'a> {
     /// Looks into what is in memory; `Err` if that decides.
@@ -176,10 +137,10 @@ impl<'a> Lookup<'a> {
         {
             return Err((Some(Base::Put(value.clone())), operands));
         }
-        let (mut path, settled) = self::path(view, named, row.as_ref().map(|(as_of, _)| *as_of));
+        let (mut path, settled) = path::of(view, named, row.as_ref().map(|(as_of, _)| *as_of));
         // It may have been deleted since, and the delete be gone.
         if row.take_if(|(as_of, _)| *as_of < settled).is_some() {
-            path = self::path(view, named, None).0;
+            path = path::of(view, named, None).0;
         }
         let fresh = operands.len();
         Ok(Lookup { view, reader, key: named, row, path, next: 0, meta: None, operands, fresh, base: None })
@@ -202,12 +163,10 @@ impl<'a> Lookup<'a> {
                     self.reader.pins.pin(segment, &meta);
                     self.meta = Some(meta);
                 }
-                let meta = self.meta.as_ref().or(pinned.as_ref().map(|pinned| &pinned.meta));
-                let near = segment.spread.share(key);
-                if let Some(meta) = meta {
-                    meta.prefetch_rows(near);
-                }
+                let meta = self.meta.as_ref().or(pinned.as_deref());
                 if let Some(meta) = meta.filter(|meta| meta.may_contain(self.key.key_hash)) {
+                    let near = segment.spread.share(key);
+                    meta.prefetch_rows(near);
                     let index = meta.page_near(key, near);
                     let place = meta.place(index).ok_or_else(|| {
                         segment.corrupt(segment.data_len, "meta block", format!("no page {index}"))
@@ -225,7 +184,7 @@ impl<'a> Lookup<'a> {
                         && self.row.take_if(|(as_of, _)| run.first <= *as_of).is_some()
                     {
                         self.operands.truncate(self.fresh);
-                        self.path = path(self.view, self.key, None).0;
+                        self.path = path::of(self.view, self.key, None).0;
                         (self.next, self.meta) = (0, None);
                         continue;
                     }

@@ -61,6 +61,14 @@ impl FromIterator<u64> for Heads {
 }
 
 impl Heads {
+    /// Asks the processor for where a search begins.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        if let Some(middle) = self.0.get(self.0.len() / 2) {
+            betree_storage::prefetch::value(middle);
+        }
+    }
+
     /// The number of keys before the first that does not precede one with this head. `precedes` is asked for those whose heads do not tell.
     #[inline]
     pub(crate) fn partition_point(&self, head: u64, precedes: impl Fn(usize) -> bool) -> usize {

@@ -32,6 +32,7 @@ mod operands;
 mod operator;
 mod options;
 mod page;
+mod path;
 mod pins;
 mod poison;
 mod pressure;

@@ -6,44 +6,36 @@
 //! After some reads that missed a block all are read ahead of their use, if all have room: a database just opened is then warm after a moment, and not
 //! after a read of every part of it.
 //!
-//! Invariant `pins.charged_once`: `bytes` is the sum of what segments hold; a block is charged until the last reader of it is gone, also when its segment
+//! Blocks lie side by side in huge pages where there are some (`Slabs` of `storage`): a path asks five filters, each in another place.
+//!
+//! Invariant `pins.charged_once`: the slabs' bytes are what segments hold; a block is charged until the last reader of it is gone, also when its segment
 //! went before. What is over the limit is let go by [`Pins::trim`], least recently asked first, more or less: one that was asked since the last
-//! round stays for another. Owned by the database; no locks.
+//! round stays for another. Owned by the database; no locks but the slabs'.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::{ArcSwapOption, Guard};
 use betree_pager::Pager;
+use betree_storage::Slabs;
 
 use crate::node::Node;
 use crate::segment::{Meta, Segment};
 
-/// What a segment holds, and its charge.
-#[derive(Debug)]
-pub(crate) struct Pinned {
-    pub meta: Meta,
-    bytes: usize,
-    pins: Arc<Pins>,
-}
-
-impl Drop for Pinned {
-    fn drop(&mut self) {
-        self.pins.bytes.fetch_sub(self.bytes, Relaxed);
-    }
-}
+/// The meta block that a segment holds, if it does, for as long as it is looked at.
+pub(crate) type Held = Guard<Option<Arc<Meta>>>;
 
 /// The place in a segment.
 #[derive(Debug, Default)]
 pub(crate) struct Pin {
-    held: ArcSwapOption<Pinned>,
+    held: ArcSwapOption<Meta>,
     asked: AtomicBool,
 }
 
 impl Pin {
     /// The meta block, if it is held.
     #[inline]
-    pub(crate) fn get(&self) -> Guard<Option<Arc<Pinned>>> {
+    pub(crate) fn get(&self) -> Held {
         let held = self.held.load();
         if held.is_some() && !self.asked.load(Relaxed) {
             self.asked.store(true, Relaxed);
@@ -55,8 +47,7 @@ impl Pin {
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct Pins {
-    limit: AtomicUsize,
-    bytes: AtomicUsize,
+    slabs: Slabs,
     /// Reads so far that blocks not at hand may have held up: up to [`WARM_AFTER`], or [`WARMED`].
     demand: AtomicUsize,
 }
@@ -71,7 +62,7 @@ const TOGETHER: usize = 32;
 impl Pins {
     /// Whether `bytes` more may be held.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
-        self.bytes.load(Relaxed) + bytes <= self.limit.load(Relaxed)
+        self.slabs.has_room(bytes)
     }
 
     /// Takes note of a read that may have to wait for blocks.
@@ -88,13 +79,13 @@ impl Pins {
     #[inline]
     pub(crate) fn takes_warming(&self) -> bool {
         self.demand.load(Relaxed) == WARM_AFTER
-            && self.limit.load(Relaxed) > 0
+            && self.slabs.has_room(1)
             && self.demand.compare_exchange(WARM_AFTER, WARMED, Relaxed, Relaxed).is_ok()
     }
 
     /// Has the segments of these trees hold their blocks, if there is room for all that do not yet. Ends early when `stop` says so, and at the first
     /// failure, which is for the read that needs the block to report.
-    pub(crate) fn warm(self: &Arc<Self>, pager: &Pager, roots: &[Arc<Node>], stop: impl Fn() -> bool) {
+    pub(crate) fn warm(&self, pager: &Pager, roots: &[Arc<Node>], stop: impl Fn() -> bool) {
         let mut missing: Vec<&Arc<Segment>> = Vec::new();
         for root in roots {
             root.visit_segments(&mut |segment| {
@@ -119,33 +110,32 @@ impl Pins {
         }
     }
 
-    /// Bytes held.
+    /// Memory behind what is held, in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes.load(Relaxed)
+        self.slabs.bytes()
     }
 
     /// Has the segment hold its meta block if there is room.
-    pub(crate) fn pin(self: &Arc<Self>, segment: &Segment, meta: &Meta) {
-        let bytes = segment.meta_len as usize;
-        if self.has_room(bytes) && segment.pin.held.load().is_none() {
-            self.bytes.fetch_add(bytes, Relaxed);
-            let pinned = Pinned { meta: meta.clone(), bytes, pins: self.clone() };
+    pub(crate) fn pin(&self, segment: &Segment, meta: &Meta) {
+        if segment.pin.held.load().is_none()
+            && let Some(meta) = meta.copied_to(&self.slabs)
+        {
             segment.pin.asked.store(true, Relaxed);
-            segment.pin.held.store(Some(Arc::new(pinned)));
+            segment.pin.held.store(Some(Arc::new(meta)));
         }
     }
 
     /// Sets the limit, and lets go what is over it in the trees of these roots.
     pub(crate) fn trim(&self, limit: usize, roots: impl Fn() -> Vec<Arc<Node>>) {
-        self.limit.store(limit, Relaxed);
+        self.slabs.set_limit(limit);
         for round in 0..2 {
-            if self.bytes() <= limit {
+            if self.slabs.bytes() <= limit {
                 return;
             }
             for root in roots() {
                 root.visit_segments(&mut |segment| {
                     let again = segment.pin.asked.swap(false, Relaxed) && round == 0;
-                    if !again && self.bytes() > limit {
+                    if !again && self.slabs.bytes() > limit {
                         segment.pin.held.store(None);
                     }
                 });

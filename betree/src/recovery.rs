@@ -201,7 +201,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         readers: Readers::default(),
         pressure,
         rows: Rows::new(options.memory),
-        pins: Arc::default(),
+        pins: crate::pins::Pins::default(),
         memory: Memory::new(memtable_bytes),
         poison: Poison::default(),
         counters: Counters::default(),

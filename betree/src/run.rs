@@ -26,8 +26,14 @@ pub(crate) struct Segments {
 impl Segments {
     /// The index of the first segment whose largest key is not below `key`.
     #[inline]
-    fn reaching(&self, key: &[u8]) -> usize {
+    pub(crate) fn reaching(&self, key: &[u8]) -> usize {
         self.tops.partition_point(head_of(key), |at| *self.list[at].max < *key)
+    }
+
+    /// Asks the processor for what [`Segments::reaching`] looks at first.
+    #[inline]
+    pub(crate) fn prefetch_search(&self) {
+        self.tops.prefetch();
     }
 }
 
@@ -61,13 +67,6 @@ impl Run {
     /// Whether there is nothing in it.
     pub(crate) fn is_empty(&self) -> bool {
         self.segments.is_empty() && self.spans.is_empty()
-    }
-
-    /// The only segment that may hold `key`.
-    #[inline]
-    pub(crate) fn segment_of(&self, key: &[u8]) -> Option<&Arc<Segment>> {
-        let found = self.segments.get(self.segments.reaching(key));
-        found.filter(|segment| segment.min.compare(head_of(key), key).is_le())
     }
 
     /// The segments with keys in `low..high`.

@@ -19,11 +19,11 @@
 use std::sync::Arc;
 
 use betree_pager::{BLOCK, Extent, Page, PageKind, PageRef as PagerPageRef, Pager};
-use betree_storage::prefetch;
+use betree_storage::{Slabs, prefetch};
 use bytes::Bytes;
 
 use crate::filter;
-use crate::headed::Headed;
+use crate::headed::{Headed, head_of};
 use crate::page::{Share, Spread};
 use crate::pins::Pin;
 use crate::{Error, Result};
@@ -79,6 +79,18 @@ impl Segment {
         }
     }
 
+    /// Asks the processor for what a point read looks at.
+    #[inline]
+    pub(crate) fn prefetch(&self) {
+        prefetch::bytes(std::ptr::from_ref(self).cast(), 1);
+    }
+
+    /// Whether the smallest key is not above `key`.
+    #[inline]
+    pub(crate) fn begins_at_or_below(&self, key: &[u8]) -> bool {
+        self.min.compare(head_of(key), key).is_le()
+    }
+
     /// Whether any key in `low..high` may be here.
     pub(crate) fn overlaps(&self, low: &[u8], high: Option<&[u8]>) -> bool {
         *self.max >= *low && high.is_none_or(|h| *self.min < *h)
@@ -117,7 +129,7 @@ impl Segment {
     /// The meta block, at hand, from the cache or by one read.
     pub(crate) fn meta(&self, pager: &Pager) -> Result<Meta> {
         if let Some(pinned) = &*self.pin.get() {
-            return Ok(pinned.meta.clone());
+            return Ok(Meta::clone(pinned));
         }
         self.parse_meta(pager.get_ref(self.meta_ref(true))?)
     }
@@ -172,6 +184,11 @@ impl Meta {
             return Err(lie("reserved bytes are not zero"));
         }
         Ok(Meta { pages, data_len, table, keys, keys_len, page: Bytes::from_owner(page) })
+    }
+
+    /// The same, in memory of the slabs if they have room.
+    pub(crate) fn copied_to(&self, slabs: &Slabs) -> Option<Meta> {
+        Some(Meta { page: Bytes::from_owner(slabs.copy_of(&self.page)?), ..*self })
     }
 
     pub(crate) fn pages(&self) -> usize {

@@ -62,7 +62,7 @@ pub(crate) struct Shared {
     pub storage: Arc<dyn Storage>,
     pub pager: Pager,
     pub rows: Rows,
-    pub pins: Arc<Pins>,
+    pub pins: Pins,
     pub memory: Memory,
     pub wal: Wal,
     pub commit: Mutex<Commit>,

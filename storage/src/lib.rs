@@ -17,6 +17,7 @@ mod portable;
 pub mod prefetch;
 pub mod primitives;
 mod region;
+mod slabs;
 mod sys;
 #[cfg(target_os = "linux")]
 mod uring;
@@ -34,6 +35,7 @@ pub use frames::{FRAME, Frame, Frames};
 pub use latch::SyncLatch;
 pub use pool::BufPool;
 pub use region::{HUGE_PAGE, Region};
+pub use slabs::{Piece, Slabs};
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

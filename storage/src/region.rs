@@ -59,6 +59,14 @@ impl Region {
         self.len == 0
     }
 
+    /// The mapping that it lies in, and where it begins there.
+    pub(crate) fn mapping(&self) -> Option<(&MmapRaw, usize)> {
+        match &self.memory {
+            Memory::Mapped(map, start) => Some((map, *start)),
+            Memory::Heap(_) => None,
+        }
+    }
+
     /// Its first byte; who may write is the owner's to say.
     #[must_use]
     pub fn as_mut_ptr(&self) -> *mut u8 {

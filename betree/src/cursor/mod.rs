@@ -211,7 +211,7 @@ impl RunCursor {
         let mut missing = Vec::new();
         for segment in self.segments_wanted(seek, stream) {
             match &*self.run.segments[segment].pin.get() {
-                Some(pinned) => self.metas.push((segment, pinned.meta.clone())),
+                Some(pinned) => self.metas.push((segment, Meta::clone(pinned))),
                 None => missing.push(segment),
             }
         }
