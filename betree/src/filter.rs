@@ -18,6 +18,15 @@ pub(crate) fn filter_len(keys: usize, bits_per_key: usize) -> usize {
     (keys * bits_per_key).div_ceil(LINE * 8) * LINE
 }
 
+/// A filter that has fewer bits per key is hardly worth asking.
+const LEAST_BITS: usize = 8;
+
+/// Bits per key with which filters of so many keys take no more than `room` bytes: at most `most`, and not fewer than [`LEAST_BITS`] if that is not fewer.
+pub(crate) fn bits_within(room: u64, keys: u64, most: usize) -> usize {
+    let fitting = room.saturating_mul(8) / keys.max(1);
+    usize::try_from(fitting).unwrap_or(most).clamp(LEAST_BITS.min(most), most)
+}
+
 fn line_of(hash: u64, lines: usize) -> usize {
     (((hash >> 32) * lines as u64) >> 32) as usize
 }
@@ -58,6 +67,18 @@ pub(crate) fn may_contain(filter: &[u8], hash: u64) -> bool {
 mod tests {
     use super::*;
     use crate::hash::hash;
+
+    #[test]
+    fn filters_of_more_keys_than_there_is_room_for_have_fewer_bits() {
+        let room = 184 << 20;
+        assert_eq!(bits_within(room, 0, 24), 24);
+        assert_eq!(bits_within(room, 20_000_000, 24), 24);
+        assert_eq!(bits_within(room, 100_000_000, 24), 15);
+        assert_eq!(bits_within(room, u64::MAX, 24), 8);
+        assert_eq!(bits_within(0, 1, 24), 8);
+        assert_eq!(bits_within(0, 1, 5), 5);
+        assert_eq!(bits_within(room, 1, 0), 0);
+    }
 
     #[test]
     fn added_keys_are_found_and_less_than_one_percent_of_others() {

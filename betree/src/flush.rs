@@ -208,6 +208,7 @@ pub(crate) fn flush_memtable(
         &shared.pager,
         &mut io.write,
         shared.writing_options(*options),
+        shared.filter_room(),
         Purpose::NewData,
         &shared.counters.memtable_flush_bytes,
     );
@@ -250,7 +251,8 @@ fn rewriter<'a>(
     options: TreeOptions,
     written: &'a Counter,
 ) -> RunWriter<'a> {
-    RunWriter::new(&shared.pager, io, shared.writing_options(options), Purpose::Rewrite, written)
+    let (options, room) = (shared.writing_options(options), shared.filter_room());
+    RunWriter::new(&shared.pager, io, options, room, Purpose::Rewrite, written)
 }
 
 /// Merges what is pending for an inner child into one run in the child's buffer. `begun` is called when the first reads are done; the writes are in

@@ -117,7 +117,7 @@ pub(crate) enum Progress<'a> {
 pub(crate) type Found = (Option<Base>, Vec<Bytes>);
 
 impl<'a> Lookup<'a> {
-    /// Looks into what is in memory; `Err` if that decides.
+    /// Looks into what is in memory; `Err` if that decides, or filters say that there is nothing else.
     pub(crate) fn start(
         reader: Reader<'a>,
         view: &'a View,
@@ -141,6 +141,9 @@ impl<'a> Lookup<'a> {
         // It may have been deleted since, and the delete be gone.
         if row.take_if(|(as_of, _)| *as_of < settled).is_some() {
             path = path::of(view, named, None).0;
+        }
+        if path.is_empty() && row.is_none() {
+            return Err((None, operands));
         }
         let fresh = operands.len();
         Ok(Lookup { view, reader, key: named, row, path, next: 0, meta: None, operands, fresh, base: None })

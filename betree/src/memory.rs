@@ -85,14 +85,14 @@ fn trunk(live: u64, budget: usize) -> usize {
     usize::try_from(live / TRUNK).unwrap_or(usize::MAX).min(budget / 4)
 }
 
-/// Of `cache` bytes, the most that rows may have when there are `live` bytes of data.
-fn row_limit(cache: usize, live: u64) -> usize {
+/// Of `cache` bytes, the most that rows may have when there are `live` bytes of data and `pinned` of them are indexes and filters at hand.
+fn row_limit(cache: usize, live: u64, pinned: usize) -> usize {
     if live <= cache as u64 {
         return 0;
     }
-    // Indexes and filters take about a fortieth of the data.
-    let indexes = usize::try_from(live / 40).unwrap_or(usize::MAX);
-    cache.saturating_sub(indexes).clamp(cache / 8, cache / 4 * 3)
+    // Indexes and filters take about a fortieth of the data, more or less as keys are more or fewer. The last eighth is the pages'.
+    let indexes = usize::try_from(live / 40).unwrap_or(usize::MAX).max(pinned);
+    cache.saturating_sub(indexes).saturating_sub(cache / 8).clamp(cache / 8, cache / 4 * 3)
 }
 
 /// Where the memtables of each keyspace have so many bytes, the size at which one is frozen: with equal ones its part of `memtable`, with one that has
@@ -133,6 +133,11 @@ impl Memory {
 }
 
 impl Shared {
+    /// What all filters may take, in bytes: with the page indexes beside them they are then at hand as a whole, within what `pins` may have.
+    pub(crate) fn filter_room(&self) -> u64 {
+        self.options.memory as u64 / 5 * 2
+    }
+
     /// One round. See the module's text.
     pub(crate) fn share_memory(&self) {
         let (budget, now) = (self.options.memory, self.storage.now());
@@ -177,7 +182,7 @@ impl Shared {
             .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
         #[cfg(feature = "fuzzing")]
         let live = if self.memory.rows_anyway.load(Relaxed) { live.max(cache as u64 + 1) } else { live };
-        let most = if pointwise { row_limit(cache, live) } else { 0 };
+        let most = if pointwise { row_limit(cache, live, self.pins.bytes()) } else { 0 };
         let rows = most.min(self.rows.stats().bytes + (cache / ROWS_STEP).max(LEAST_ROWS_STEP));
         self.rows.set_limit(rows);
         let pages = cache.saturating_sub(rows).saturating_sub(self.pins.bytes());
@@ -200,10 +205,11 @@ mod tests {
     #[test]
     fn rows_get_nothing_while_all_pages_fit_and_little_when_indexes_take_it_all() {
         let mib = 1 << 20;
-        assert_eq!(row_limit(100 * mib, 90 << 20), 0);
-        assert_eq!(row_limit(100 * mib, 1 << 30), 100 * mib - (1 << 30) / 40);
-        assert_eq!(row_limit(100 * mib, 512 << 20), 75 * mib);
-        assert_eq!(row_limit(100 * mib, 100 << 30), 100 * mib / 8);
+        assert_eq!(row_limit(100 * mib, 90 << 20, 0), 0);
+        assert_eq!(row_limit(100 * mib, 1 << 30, 0), 100 * mib - 100 * mib / 8 - (1 << 30) / 40);
+        assert_eq!(row_limit(100 * mib, 1 << 30, 40 * mib), 100 * mib - 100 * mib / 8 - 40 * mib);
+        assert_eq!(row_limit(100 * mib, 200 << 20, 0), 75 * mib);
+        assert_eq!(row_limit(100 * mib, 100 << 30, 0), 100 * mib / 8);
     }
 
     #[test]

@@ -99,7 +99,8 @@ pub struct TreeOptions {
     /// until all leaves have taken what is in it for them.
     pub segment_bytes: usize,
     /// Bits of filter per key. Default 20: in about 0.03 % of the cases a run is searched in vain for a key that it
-    /// does not have, with 16 in 0.1 %. 0 means no filter. More bits take memory from the cache.
+    /// does not have, with 16 in 0.1 %. 0 means no filter. More bits take memory from the cache. Where filters of so many bits would take more than two fifths of the memory budget, new ones
+    /// have fewer, down to 8: filters that are not in memory cost more reads than they save.
     pub filter_bits: usize,
 }
 

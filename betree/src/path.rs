@@ -34,8 +34,13 @@ pub(crate) fn of<'a>(view: &'a View, key: RowKey<'_>, than: Option<Seqno>) -> (V
     let mut node = &view.root;
     loop {
         let index = node.child_of(key.key);
+        let target = &node.children[index].target;
+        match target {
+            Target::Node(below) => prefetch::value(&**below),
+            Target::Leaf(leaf) => prefetch::value(&**leaf),
+        }
         node.pending_runs(index).for_each(|queued| path.add(&queued.run));
-        match &node.children[index].target {
+        match target {
             Target::Node(below) => node = below,
             Target::Leaf(leaf) => {
                 leaf.runs().for_each(|run| path.add(run));

@@ -38,6 +38,7 @@ pub(crate) struct RunWriter<'a> {
     pager: &'a Pager,
     io: &'a mut PagerIo,
     options: TreeOptions,
+    filter_room: u64,
     purpose: Purpose,
     written: &'a Counter,
     page: PageBuilder,
@@ -48,6 +49,8 @@ pub(crate) struct RunWriter<'a> {
     rows: Vec<(u32, u32)>,
     separators: Vec<u8>,
     samples: Vec<Box<[u8]>>,
+    /// Bits of filter per key of the segment.
+    filter_bits: usize,
     /// Hashes of all keys of the segment, those of the page in the making last.
     hashes: Vec<u64>,
     /// How many of them belong to pages laid out.
@@ -64,11 +67,12 @@ pub(crate) struct RunWriter<'a> {
 }
 
 impl<'a> RunWriter<'a> {
-    /// `written` counts the bytes written.
+    /// `filter_room` is what all filters of the database may take, in bytes; `written` counts the bytes written.
     pub(crate) fn new(
         pager: &'a Pager,
         io: &'a mut PagerIo,
         options: TreeOptions,
+        filter_room: u64,
         purpose: Purpose,
         written: &'a Counter,
     ) -> Self {
@@ -76,6 +80,7 @@ impl<'a> RunWriter<'a> {
             pager,
             io,
             options,
+            filter_room,
             purpose,
             written,
             page: PageBuilder::new(options.page_bytes),
@@ -84,6 +89,7 @@ impl<'a> RunWriter<'a> {
             rows: Vec::new(),
             separators: Vec::new(),
             samples: Vec::new(),
+            filter_bits: options.filter_bits,
             hashes: Vec::new(),
             hashes_laid: 0,
             min: Vec::new(),
@@ -151,7 +157,7 @@ impl<'a> RunWriter<'a> {
     }
 
     fn meta_len(&self, keys: usize, pages: usize, separators: usize) -> usize {
-        (META_HEADER + filter::filter_len(keys, self.options.filter_bits) + pages * META_ROW + separators)
+        (META_HEADER + filter::filter_len(keys, self.filter_bits) + pages * META_ROW + separators)
             .next_multiple_of(4096)
     }
 
@@ -164,6 +170,9 @@ impl<'a> RunWriter<'a> {
         }
         if self.used == 0 {
             let keys = self.hashes.len() - self.hashes_laid;
+            // As if all that is stored were like this page.
+            let all = self.pager.allocated_bytes().max(len as u64) / len as u64 * keys as u64;
+            self.filter_bits = filter::bits_within(self.filter_room, all, self.options.filter_bits);
             let need = len + self.meta_len(keys, 1, key_len);
             self.buf = self.io.buffer(need.max(self.options.segment_bytes));
             self.min.clear();
@@ -195,7 +204,7 @@ impl<'a> RunWriter<'a> {
             Purpose::NewData => self.pager.allocate_promised(data_len + meta_len)?,
             Purpose::Rewrite => self.pager.allocate_for_rewrite(data_len + meta_len)?,
         });
-        let filter_len = filter::filter_len(messages, self.options.filter_bits);
+        let filter_len = filter::filter_len(messages, self.filter_bits);
         let (data, meta) = buf.split_at_mut(data_len);
         meta.fill(0);
         meta[4] = TYPE_META;
