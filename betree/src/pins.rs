@@ -143,3 +143,47 @@ impl Pins {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{Db, Result, TreeOptions};
+
+    #[test]
+    fn what_segments_hold_stays_within_the_limit_and_reads_do_without_it() -> Result<()> {
+        let disk = betree_testkit::SimStorage::new(1);
+        let tree = TreeOptions { leaf_bytes: 64 << 10, segment_bytes: 32 << 10, ..TreeOptions::default() };
+        let builder = Db::builder().memory(8 << 20).memtable_bytes(64 << 10).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        let key = |i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15)).to_be_bytes();
+        for i in 0..20_000 {
+            keyspace.insert(key(i), [i as u8; 50])?;
+            while i % 500 == 0 && db.run_background()? {}
+        }
+        let read_all = || -> Result<()> {
+            for i in 0..20_000 {
+                assert_eq!(keyspace.get(key(i))?.as_deref(), Some(&[i as u8; 50][..]), "record {i}");
+                assert_eq!(keyspace.get(key(i + 20_000))?, None);
+            }
+            Ok(())
+        };
+        read_all()?;
+        let pins = &db.shared().pins;
+        let trim = |limit| {
+            pins.trim(limit, || db.shared().states().iter().map(|state| state.peek().root.clone()).collect());
+        };
+        let held = pins.bytes();
+        assert!(held > 100 << 10, "{held} bytes");
+        trim(held / 2);
+        assert!((held / 4..=held / 2).contains(&pins.bytes()), "{} of {held} bytes", pins.bytes());
+        read_all()?;
+        assert!(pins.bytes() <= held / 2, "{} of {held} bytes", pins.bytes());
+        trim(0);
+        assert_eq!(pins.bytes(), 0);
+        read_all()?;
+        trim(held);
+        read_all()?;
+        assert_eq!(pins.bytes(), held);
+        Ok(())
+    }
+}
