@@ -71,10 +71,24 @@ impl<'a> Path<'a, '_> {
         }
     }
 
+    /// Empties the group. Those that may be newer than `than` are at its beginning; how many.
+    fn take_newer(&mut self) -> usize {
+        let count = std::mem::take(&mut self.count);
+        let Some(than) = self.than else { return count };
+        let mut newer = 0;
+        for at in 0..count {
+            if self.group[at].is_some_and(|run| run.last > than) {
+                self.group[newer] = self.group[at];
+                newer += 1;
+            }
+        }
+        newer
+    }
+
     /// Takes those of the group that may say something.
     fn sift(&mut self) {
         let RowKey { key, key_hash, .. } = self.key;
-        let count = std::mem::take(&mut self.count);
+        let count = self.take_newer();
         let runs = || self.group[..count].iter().flatten();
         runs().for_each(|run| run.segments.prefetch_search());
         let mut places = [0; TOGETHER];
@@ -95,9 +109,6 @@ impl<'a> Path<'a, '_> {
             held.as_ref().inspect(|meta| meta.prefetch(key_hash));
         }
         for (run, segment) in self.group[..count].iter().flatten().zip(&segments) {
-            if self.than.is_some_and(|than| run.last <= than) {
-                continue;
-            }
             let may_have = |held: &Held| held.as_ref().is_none_or(|meta| meta.may_contain(key_hash));
             let segment = segment.as_ref().and_then(|(segment, held)| may_have(held).then_some(*segment));
             if segment.is_some() || !run.spans.is_empty() {

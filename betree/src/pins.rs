@@ -135,17 +135,21 @@ impl Pins {
             for root in roots() {
                 root.visit_segments(&mut |segment| {
                     let again = segment.pin.asked.swap(false, Relaxed) && round == 0;
-                    if !again && self.slabs.bytes() > limit {
+                    // What is free in a huge page has its memory until the limit is set.
+                    if !again && self.slabs.used() > limit {
                         segment.pin.held.store(None);
                     }
                 });
             }
+            self.slabs.set_limit(limit);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use betree_storage::HUGE_PAGE;
+
     use crate::{Db, Result, TreeOptions};
 
     #[test]
@@ -184,6 +188,20 @@ mod tests {
         trim(held);
         read_all()?;
         assert_eq!(pins.bytes(), held);
+
+        // In a huge page that others fill, no more is let go than in pages of their own.
+        trim(0);
+        trim(64 << 20);
+        read_all()?;
+        let mut others = Vec::new();
+        while pins.slabs.used() < HUGE_PAGE {
+            others.extend(pins.slabs.copy_of(&[0; 4096]));
+        }
+        assert_eq!((pins.bytes(), others.len()), (HUGE_PAGE, (HUGE_PAGE - held) / 4096));
+        let limit = HUGE_PAGE - held / 2;
+        trim(limit);
+        assert!((limit - held / 4..=limit).contains(&pins.bytes()), "{} of {limit} bytes", pins.bytes());
+        read_all()?;
         Ok(())
     }
 }
