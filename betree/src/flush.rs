@@ -221,7 +221,7 @@ pub(crate) fn flush_memtable(
         if let Some(rows) = rows
             && message.kind == Kind::Put
         {
-            rows.renew(RowKey::new(state.id, message.key, key_hash), last, message.value);
+            rows.flushed(RowKey::new(state.id, message.key, key_hash), last, message.value);
         }
         cursor.advance();
     }

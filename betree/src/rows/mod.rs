@@ -8,7 +8,8 @@
 //! compacted since, deletes may have vanished without a trace: there a row is not used.
 //!
 //! What is read often is often written, too, and a row that was overtaken costs a page read. So the flush of a memtable brings the rows of the keys in it
-//! up to date: one look-up per message, in the background. They are then ahead of the views that still have the memtable, whose reads find the key there.
+//! up to date, and makes rows of the others while there is room that no read has filled yet: one look-up per message, in the background. They are then
+//! ahead of the views that still have the memtable, whose reads find the key there.
 //!
 //! Invariant `row.as_of`: the value is what a view of that keyspace with `flushed == at` has in its tree for the key, and no operand lies above it.
 //!
@@ -80,10 +81,10 @@ impl Rows {
         }
     }
 
-    /// Brings the row of `key` up to date, if there is one: `value` is what a tree has that holds everything up to `at`.
+    /// Brings the row of `key` up to date, or makes one if nothing has to leave for it: `value` is what a tree has that holds everything up to `at`.
     #[inline]
-    pub(crate) fn renew(&self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
-        self.shard(key.hash).lock().renew(key, at, value);
+    pub(crate) fn flushed(&self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
+        self.shard(key.hash).lock().flushed(key, at, value);
     }
 
     /// Whether there is no row.

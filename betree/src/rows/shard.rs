@@ -28,6 +28,8 @@ const LEN_BITS: u32 = 13;
 const _: () = assert!(LARGEST < 1 << LEN_BITS);
 /// Stands for a keyspace that follows.
 const FOLLOWS: u32 = (1 << (32 - 2 * LEN_BITS)) - 1;
+/// What a row that nobody asked for needs to be free: a chunk for it, and one for the next that somebody does.
+const ROOM: usize = 2 * CHUNK;
 /// The probation queue's part of the chunks.
 const PROBATION: usize = 10;
 const MAX_CREDIT: u8 = 3;
@@ -212,8 +214,8 @@ impl Shard {
         }
     }
 
-    pub(super) fn renew(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
-        if self.find(key).is_some() {
+    pub(super) fn flushed(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
+        if self.bytes() + ROOM <= self.limit || self.find(key).is_some() {
             self.insert(key, at, value);
         }
     }

@@ -92,19 +92,43 @@ fn rows_that_are_read_often_outlive_any_number_that_are_read_once() {
 }
 
 #[test]
-fn a_row_is_renewed_where_it_is_if_there_is_one_and_nothing_older_takes_its_place() {
+fn what_is_flushed_becomes_a_row_while_there_is_room_and_makes_none_leave() {
     let rows = Rows::new(1 << 20);
+    rows.flushed(row(1, b"key"), Seqno(9), b"value");
     assert!(rows.is_empty());
     rows.set_limit(1 << 20);
-    rows.renew(row(1, b"absent"), Seqno(9), b"value");
-    assert!(rows.is_empty() && rows.get(row(1, b"absent")).is_none());
+    let mut at = 0;
+    let mut flush = |n: u64| {
+        at += 1;
+        rows.flushed(row(1, &n.to_le_bytes()), Seqno(at), &[1; 100]);
+    };
+    (0..100_000).for_each(&mut flush);
+    check(&rows);
+    let stats = rows.stats();
+    assert!(stats.rows > 5000 && stats.bytes > 7 << 17, "{stats:?}");
+    // The first are there, and what is flushed now takes the place of none.
+    let there = (0..100_000u64).take_while(|n| rows.get(row(1, &n.to_le_bytes())).is_some()).count();
+    assert_eq!(there, stats.rows);
+    (100_000..200_000).for_each(&mut flush);
+    assert_eq!(rows.stats().rows, stats.rows);
+    // What is read takes their place.
+    let read = 1 << 40 | 1u64;
+    rows.insert(row(1, &read.to_le_bytes()), Seqno(1), &[2; 100]);
+    assert!(rows.get(row(1, &read.to_le_bytes())).is_some());
+    check(&rows);
+}
+
+#[test]
+fn a_row_is_brought_up_to_date_where_it_is_and_nothing_older_takes_its_place() {
+    let rows = Rows::new(1 << 20);
+    rows.set_limit(128 << 10);
     rows.insert(row(1, b"key"), Seqno(5), b"first");
     let found = |key| rows.get(key).map(|(at, value)| (at.0, value.to_vec()));
     for (at, value) in [(7, &b"other"[..]), (8, b"of another length"), (9, b"")] {
-        rows.renew(row(1, b"key"), Seqno(at), value);
+        rows.flushed(row(1, b"key"), Seqno(at), value);
         assert_eq!(found(row(1, b"key")), Some((at, value.to_vec())));
-        rows.renew(row(1, b"key"), Seqno(at - 1), b"older");
-        rows.renew(row(2, b"key"), Seqno(at + 1), b"of another keyspace");
+        rows.flushed(row(1, b"key"), Seqno(at - 1), b"older");
+        rows.flushed(row(2, b"key"), Seqno(at + 1), b"of another keyspace");
         assert_eq!(found(row(1, b"key")), Some((at, value.to_vec())));
         check(&rows);
     }
