@@ -159,7 +159,7 @@ impl Cache {
         let mut shard = self.shard(key).lock();
         let found = shard.get(key, len, checksum, kind);
         if found.is_none() {
-            shard.missed(kind);
+            shard.missed(key, kind);
         }
         found
     }

@@ -2,7 +2,7 @@
 //! cache eviction", SOSP 2023).
 //!
 //! A new page enters a small queue with a tenth of the budget. What is used again while there moves to the main queue
-//! when it reaches the end, the rest leaves and only its key's hash is remembered in the ghost list; a page that
+//! when it reaches the end, the rest leaves and only a tag of its key is remembered, until that of another takes its place; a page that
 //! returns while remembered enters the main queue directly. The main queue gives pages another turn for each credit.
 //! So a scan passes through the small queue, and a hit writes nothing but a credit.
 //!
@@ -11,35 +11,16 @@
 //! Invariants (`cache.charged_once`): every page of the table is in exactly one queue once; `bytes` and
 //! `small_bytes` are the sums of the charges; `bytes` is within the budget whenever the lock is free.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::VecDeque;
+
+use betree_storage::prefetch;
 
 use super::table::{Queue, Slot, Table};
 use super::{Key, Page, PageKind};
 
-/// Passes an already mixed u64 through.
-#[derive(Debug, Default, Clone, Copy)]
-struct Mixed(u64);
-
-impl Hasher for Mixed {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write_u64(&mut self, value: u64) {
-        self.0 = value;
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for &byte in bytes {
-            self.0 = self.0.rotate_left(8) ^ u64::from(byte);
-        }
-    }
-}
-
-/// What a page costs beside its bytes: two heap headers (32), the shared page (48), its slot at the lowest load of the table (86), queue places with
-/// slack for the queue's growth (32), a ghost (48).
-pub(crate) const OVERHEAD: usize = 256;
+/// What a page costs beside its bytes: two heap headers (32), the shared page (64), its slot and ghost at the lowest load of the table (91), queue places
+/// with slack for the queue's growth (32).
+pub(crate) const OVERHEAD: usize = 224;
 /// The small queue's part of the budget.
 const SMALL_FRACTION: usize = 10;
 /// The largest page, as a part of the budget.
@@ -118,18 +99,24 @@ impl Shard {
         Some(page)
     }
 
-    /// Counts a look-up that found nothing and goes on to the device.
-    pub(crate) fn missed(&mut self, kind: PageKind) {
+    /// Counts a look-up that found nothing and goes on to the device. What the insertion that follows will touch comes from memory meanwhile.
+    pub(crate) fn missed(&mut self, key: Key, kind: PageKind) {
         self.stats.misses[kind.index()] += 1;
+        self.ghosts.prefetch(key);
+        if let Some(&oldest) = self.small.front() {
+            self.table.prefetch(oldest);
+            self.ghosts.prefetch(oldest);
+        }
     }
 
     /// Adds or replaces a page and returns what had to leave, for the caller to free without the lock.
-    pub(crate) fn insert(&mut self, key: Key, page: Page) -> Vec<Page> {
+    pub(crate) fn insert(&mut self, key: Key, page: Page) -> Gone {
         let new = charge(page.len());
+        let mut gone = Gone::default();
         if new > self.budget / LARGEST_FRACTION {
-            return vec![page];
+            gone.push(page);
+            return gone;
         }
-        let mut gone = Vec::new();
         if let Some(slot) = self.table.get_mut(key) {
             // Two readers missed it at once, or it was rebuilt: the later one stays, where the former was.
             let old = charge(slot.len());
@@ -140,7 +127,7 @@ impl Shard {
             gone.push(slot.replace(page));
         } else {
             self.bytes += new;
-            let queue = if self.ghosts.remove(key) || page.kind() == PageKind::Meta {
+            let queue = if self.ghosts.take(key) || page.kind() == PageKind::Meta {
                 self.main.push_back(key);
                 Queue::Main
             } else {
@@ -149,14 +136,15 @@ impl Shard {
                 Queue::Small
             };
             self.table.insert(Slot::new(key, page, queue));
+            self.ghosts.fit(&self.table);
         }
         self.evict(&mut gone);
         gone
     }
 
-    pub(crate) fn set_budget(&mut self, budget: usize) -> Vec<Page> {
+    pub(crate) fn set_budget(&mut self, budget: usize) -> Gone {
         self.budget = budget;
-        let mut gone = Vec::new();
+        let mut gone = Gone::default();
         self.evict(&mut gone);
         if self.small.capacity() + self.main.capacity() > 4 * self.table.len() + FEW {
             self.shrink();
@@ -169,14 +157,14 @@ impl Shard {
         self.table.shrink();
         self.small.shrink_to_fit();
         self.main.shrink_to_fit();
-        self.ghosts.shrink();
+        self.ghosts.fit(&self.table);
     }
 
     pub(crate) fn stats(&self) -> ShardStats {
         ShardStats { bytes: self.bytes, pages: self.table.len(), ..self.stats.clone() }
     }
 
-    fn evict(&mut self, gone: &mut Vec<Page>) {
+    fn evict(&mut self, gone: &mut Gone) {
         while self.bytes > self.budget {
             let small_first = self.small_bytes > self.budget / SMALL_FRACTION || self.main.is_empty();
             let turned = if small_first { self.turn_small(gone) } else { self.turn_main(gone) };
@@ -184,11 +172,10 @@ impl Shard {
                 break;
             }
         }
-        self.ghosts.trim(self.table.len());
     }
 
     /// Moves the small queue's oldest page to the main queue if it was used again, out otherwise.
-    fn turn_small(&mut self, gone: &mut Vec<Page>) -> bool {
+    fn turn_small(&mut self, gone: &mut Gone) -> bool {
         let Some(key) = self.small.pop_front() else { return false };
         let Some(slot) = self.table.get_mut(key) else { return true };
         self.small_bytes -= charge(slot.len());
@@ -206,7 +193,7 @@ impl Shard {
 
     /// Gives the main queue's oldest page another turn for a credit, or lets it go. Credits are finite, so the loop
     /// around it ends.
-    fn turn_main(&mut self, gone: &mut Vec<Page>) -> bool {
+    fn turn_main(&mut self, gone: &mut Gone) -> bool {
         let Some(key) = self.main.pop_front() else { return false };
         let Some(slot) = self.table.get_mut(key) else { return true };
         if slot.credit > 0 {
@@ -218,7 +205,7 @@ impl Shard {
         true
     }
 
-    fn remove(&mut self, key: Key, gone: &mut Vec<Page>) {
+    fn remove(&mut self, key: Key, gone: &mut Gone) {
         if let Some(slot) = self.table.remove(key) {
             self.bytes -= charge(slot.len());
             self.stats.evictions += 1;
@@ -248,38 +235,60 @@ impl Shard {
     }
 }
 
-/// The hashes of the keys that left the small queue last, at most as many as there are pages.
+/// Pages that had to leave. Nearly always there is one at most, which needs no memory.
 #[derive(Debug, Default)]
-struct Ghosts {
-    /// Hash to the number under which it is in `order`; an older number there is stale.
-    numbers: HashMap<u64, u64, BuildHasherDefault<Mixed>>,
-    order: VecDeque<(u64, u64)>,
-    next: u64,
+pub(crate) struct Gone {
+    first: Option<Page>,
+    more: Vec<Page>,
 }
 
+impl Gone {
+    fn push(&mut self, page: Page) {
+        if let Some(before) = self.first.replace(page) {
+            self.more.push(before);
+        }
+    }
+}
+
+/// Tags of the keys that left the small queue lately. Each has one place, which the next with the same place takes: with as many places as the table has,
+/// they are remembered about as long as it takes for that many others to leave.
+#[derive(Debug, Default)]
+struct Ghosts(Box<[u16]>);
+
 impl Ghosts {
+    /// Has as many places as the table, a power of two.
+    fn fit(&mut self, table: &Table) {
+        if self.0.len() != table.slots() {
+            self.0 = vec![0; table.slots()].into();
+        }
+    }
+
+    /// The place of a key and its tag, which is never that of an empty place.
+    fn place(&mut self, key: Key) -> Option<(&mut u16, u16)> {
+        let hash = key.hash();
+        let mask = self.0.len().checked_sub(1)?;
+        let tag = ((hash >> 48) as u16).max(1);
+        Some((&mut self.0[hash as usize & mask], tag))
+    }
+
     fn add(&mut self, key: Key) {
-        self.next += 1;
-        self.numbers.insert(key.hash(), self.next);
-        self.order.push_back((key.hash(), self.next));
+        if let Some((place, tag)) = self.place(key) {
+            *place = tag;
+        }
     }
 
     /// Whether the key was remembered; it no longer is.
-    fn remove(&mut self, key: Key) -> bool {
-        self.numbers.remove(&key.hash()).is_some()
-    }
-
-    fn shrink(&mut self) {
-        self.numbers.shrink_to_fit();
-        self.order.shrink_to_fit();
-    }
-
-    fn trim(&mut self, most: usize) {
-        while self.order.len() > most {
-            let Some((hash, number)) = self.order.pop_front() else { return };
-            if self.numbers.get(&hash) == Some(&number) {
-                self.numbers.remove(&hash);
+    fn take(&mut self, key: Key) -> bool {
+        self.place(key).is_some_and(|(place, tag)| {
+            let remembered = *place == tag;
+            if remembered {
+                *place = 0;
             }
-        }
+            remembered
+        })
+    }
+
+    fn prefetch(&mut self, key: Key) {
+        self.place(key).inspect(|(place, _)| prefetch::value(&**place));
     }
 }

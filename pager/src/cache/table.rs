@@ -6,6 +6,8 @@
 //!
 //! Invariant: from the slot that a key's hash names up to the one that holds it none is vacant. Holds no lock.
 
+use betree_storage::prefetch;
+
 use super::{Page, PageKind};
 
 /// Names a page.
@@ -98,6 +100,18 @@ pub(super) struct Table {
 impl Table {
     pub(super) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Places for pages.
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Asks for the place that the hash of a key names from memory.
+    pub(super) fn prefetch(&self, key: Key) {
+        self.slots
+            .get(key.hash() as usize & self.slots.len().wrapping_sub(1))
+            .inspect(|slot| prefetch::value(*slot));
     }
 
     #[inline]
