@@ -175,6 +175,7 @@ impl<'a> Lookup<'a> {
                         segment.corrupt(segment.data_len, "meta block", format!("no page {index}"))
                     })?;
                     let want = Want { segment, place, kind: PageKind::Data, keep: true };
+                    self.reader.rows.expect(self.key);
                     let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
                     let share = meta.share(index, segment, key);
                     share.prefetch(&page);

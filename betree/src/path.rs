@@ -111,6 +111,7 @@ impl<'a> Path<'a, '_> {
         for (run, segment) in self.group[..count].iter().flatten().zip(&segments) {
             let may_have = |held: &Held| held.as_ref().is_none_or(|meta| meta.may_contain(key_hash));
             let segment = segment.as_ref().and_then(|(segment, held)| may_have(held).then_some(*segment));
+            segment.inspect(|segment| prefetch::value(&*segment.extent));
             if segment.is_some() || !run.spans.is_empty() {
                 self.steps.push(Step { run, segment });
             }

@@ -81,6 +81,14 @@ impl Rows {
         }
     }
 
+    /// Asks for what [`Rows::insert`] will touch from memory, for a caller that waits for a page first.
+    #[inline]
+    pub(crate) fn expect(&self, key: RowKey<'_>) {
+        if self.limit.load(Relaxed) > 0 {
+            self.shard(key.hash).lock().expect(key);
+        }
+    }
+
     /// Brings the row of `key` up to date, or makes one if nothing has to leave for it: `value` is what a tree has that holds everything up to `at`.
     #[inline]
     pub(crate) fn flushed(&self, key: RowKey<'_>, at: Seqno, value: &[u8]) {

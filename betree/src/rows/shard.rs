@@ -12,6 +12,7 @@
 
 use std::collections::VecDeque;
 
+use betree_storage::prefetch;
 use bytes::Bytes;
 
 use super::{RowKey, RowStats};
@@ -26,6 +27,8 @@ const LARGEST: usize = CHUNK / 16;
 /// Bits of a length.
 const LEN_BITS: u32 = 13;
 const _: () = assert!(LARGEST < 1 << LEN_BITS);
+/// Bytes of a row that are asked for ahead.
+const EXPECTED: usize = 192;
 /// Stands for a keyspace that follows.
 const FOLLOWS: u32 = (1 << (32 - 2 * LEN_BITS)) - 1;
 /// What a row that nobody asked for needs to be free: a chunk for it, and one for the next that somebody does.
@@ -179,6 +182,13 @@ impl Shard {
         let found = (header.at, Bytes::copy_from_slice(&row[value..end]));
         self.hits += 1;
         Some(found)
+    }
+
+    /// Asks for the place of the ghost and the end of the probation queue from memory.
+    pub(super) fn expect(&mut self, key: RowKey<'_>) {
+        self.ghost_of(tag_of(key.hash)).inspect(|ghost| prefetch::value(&**ghost));
+        let last = self.probation.0.back().and_then(|&last| self.chunks[last as usize].as_ref());
+        last.inspect(|chunk| prefetch::bytes(chunk.bytes.as_ptr().wrapping_add(chunk.used), EXPECTED));
     }
 
     pub(super) fn insert(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use betree_storage::primitives::Mutex;
-use betree_storage::{Frame, Frames};
+use betree_storage::{Frame, Frames, prefetch};
 
 use self::shard::Shard;
 pub(crate) use self::shard::ShardStats;
@@ -89,6 +89,10 @@ impl Page {
     #[must_use]
     pub fn checksum(&self) -> u32 {
         self.0.checksum
+    }
+
+    fn prefetch(&self) {
+        prefetch::value(&*self.0);
     }
 
     /// What the page is for.

@@ -103,9 +103,13 @@ impl Shard {
     pub(crate) fn missed(&mut self, key: Key, kind: PageKind) {
         self.stats.misses[kind.index()] += 1;
         self.ghosts.prefetch(key);
+        // The page that leaves is found by its slot, so that of the next is asked for as well.
+        if let Some(&next) = self.small.get(1) {
+            self.table.prefetch(next);
+        }
         if let Some(&oldest) = self.small.front() {
-            self.table.prefetch(oldest);
             self.ghosts.prefetch(oldest);
+            self.table.get_mut(oldest).inspect(|slot| slot.prefetch());
         }
     }
 

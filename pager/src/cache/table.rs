@@ -71,6 +71,11 @@ impl Slot {
         std::mem::replace(&mut self.page, page)
     }
 
+    /// Asks for what is needed to let the page go from memory.
+    pub(super) fn prefetch(&self) {
+        self.page.prefetch();
+    }
+
     pub(super) fn into_page(self) -> Page {
         self.page
     }
