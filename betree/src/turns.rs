@@ -6,10 +6,12 @@
 //!
 //! - Turns begin only where commits collide again and again, and are compared: with the rate at which commits went through without them, measured just
 //!   before. Where they are slower (threads that do something else between commits lose by standing aside) they end, for longer each time.
-//! - A turn is long, since each change of turns sets threads against each other for a core and for the lock, but who waits does so for a short time: the
-//!   more there are, the shorter the turns.
+//! - A turn is long, since each change of turns costs a switch of threads, but who waits does so for a short time: the more there are, the shorter the
+//!   turns.
+//! - Who has had its turn hands over to who waits longest, and stands aside at its next commit. The other goes on at the same core (`Stay`), with the
+//!   memtable's nodes in its caches, and background work keeps the other core.
 //! - Whoever commits little is not held up: a thread stands aside only after [`LIGHT`] commits in somebody else's turn, unless it has just had its own.
-//! - A turn that is not made use of ends at the next look of who waits.
+//! - A turn that is not made use of ends at the next look of who waits, and one that is not handed over, too.
 //!
 //! What excludes writers from each other is the lock. A turn only says who should ask for it, so nothing depends on it but time, and every wait has a
 //! limit: no wake-up can be lost for longer than that. Owned by the database; the lock of the queue is innermost, and never held while the commit lock is
@@ -17,17 +19,20 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use betree_storage::primitives::atomic::{AtomicU64, Ordering::Relaxed};
-use betree_storage::primitives::{Condvar, Mutex, MutexGuard};
+use betree_storage::primitives::{Mutex, MutexGuard};
+use betree_storage::processor::{self, Stay};
 
 /// How long a turn lasts while one thread waits for its own; shorter if several do.
 const TURN: Duration = Duration::from_millis(4);
 /// The shortest turns, and the least time in which collisions are counted before there are turns.
 const SHORTEST: Duration = Duration::from_millis(1);
-/// The first who waits looks so many times in a turn whether it is made use of.
-const LOOKS: u32 = 4;
+/// The first who waits looks so many times in a turn whether it is made use of. A turn that lasts longer than it should by the time between is taken.
+const LOOKS: u32 = 2;
 /// Messages since the last look that are use enough.
 const USE: u64 = 16;
 /// Commits that a thread may do in each turn of another.
@@ -44,9 +49,13 @@ const MOST_TURNS: u32 = 256;
 /// How long there are no turns where they were slower, at first; twice as long each time that they are again.
 const REFRAIN: Duration = Duration::from_millis(100);
 const LONGEST_REFRAIN: Duration = Duration::from_secs(10);
-/// Every so many commits who has the turn looks whether anybody waits for it. If nobody does for [`ALONE`], there are no turns any more.
-const BETWEEN_LOOKS: u32 = 1024;
+/// Every so many commits who has the turn looks whether it is over, and anybody waits for the next. If nobody does for [`ALONE`], there are no turns
+/// any more.
+const BETWEEN_LOOKS: u32 = 256;
 const ALONE: Duration = Duration::from_millis(32);
+
+/// Up to so many wait at the processor of who has the turn.
+const FEW: usize = 4;
 
 /// How long a turn lasts while so many threads wait.
 fn length(waiting: usize) -> Duration {
@@ -67,6 +76,13 @@ struct Mine {
     since: Option<Mark>,
 }
 
+impl Mine {
+    /// A turn of this thread begins.
+    fn begin(&mut self, turn: u64) {
+        (self.own, self.met, self.commits) = (turn, turn, 0);
+    }
+}
+
 thread_local! {
     static MINE: Cell<Mine> = const { Cell::new(Mine { own: 0, met: 0, commits: 0, collisions: 0, since: None }) };
 }
@@ -85,6 +101,10 @@ struct Mark {
 }
 
 impl Mark {
+    fn new(messages: &AtomicU64) -> Mark {
+        Mark { time: Instant::now(), messages: messages.load(Relaxed) }
+    }
+
     /// Messages per second since then.
     fn rate(self, now: Mark) -> f64 {
         let seconds = now.time.saturating_duration_since(self.time).as_secs_f64();
@@ -92,10 +112,20 @@ impl Mark {
     }
 }
 
+/// A thread that waits for a turn.
+#[derive(Debug)]
+struct Waiter {
+    thread: Thread,
+    /// The turn that it was given, if it was. Changes with the queue locked.
+    given: AtomicU64,
+}
+
 #[derive(Debug, Default)]
 struct Queue {
     /// Who waits for a turn, in order.
-    waiting: VecDeque<u64>,
+    waiting: VecDeque<Arc<Waiter>>,
+    /// Where the thread ran that has the turn, when it last looked.
+    processor: Option<usize>,
     /// Where the turn began.
     began: Option<Mark>,
     /// Messages per second without turns, and the most in one of the turns that are compared next.
@@ -112,7 +142,6 @@ pub(crate) struct Turns {
     /// Number of the turn; 0: there are none.
     turn: AtomicU64,
     queue: Mutex<Queue>,
-    over: Condvar,
 }
 
 impl Turns {
@@ -142,7 +171,7 @@ impl Turns {
     /// Somebody else had the lock, and there are no turns.
     #[cold]
     fn collide(&self, mine: &mut Mine, messages: &AtomicU64) {
-        let now = Mark { time: Instant::now(), messages: messages.load(Relaxed) };
+        let now = Mark::new(messages);
         let since = mine.since.filter(|since| now.time.duration_since(since.time) < LONGEST);
         let Some(since) = since else {
             (mine.since, mine.collisions) = (Some(now), 1);
@@ -156,7 +185,7 @@ impl Turns {
         let Some(mut queue) = self.queue.try_lock() else { return };
         if self.turn.load(Relaxed) == 0 && queue.not_before.is_none_or(|moment| now.time >= moment) {
             (queue.without, queue.best, queue.turns) = (since.rate(now), 0.0, 0);
-            self.begin(&mut queue, mine, now);
+            mine.begin(self.next(&mut queue, now));
         }
     }
 
@@ -170,68 +199,93 @@ impl Turns {
         mine.commits += 1;
         if mine.own == turn {
             if mine.commits.is_multiple_of(BETWEEN_LOOKS) {
-                self.look_around();
+                self.look_around(mine, messages);
             }
         } else if mine.commits > LIGHT {
-            self.stand_aside(mine, messages);
+            self.stand_aside(self.queue.lock(), None, mine, messages);
         }
     }
 
-    /// Ends the turns if nobody waits for one.
+    /// Hands over to who waits longest and stands aside if the turn is over; ends the turns if nobody waits.
     #[cold]
-    fn look_around(&self) {
+    fn look_around(&self, mine: &mut Mine, messages: &AtomicU64) {
         let Some(mut queue) = self.queue.try_lock() else { return };
-        if queue.waiting.is_empty() && queue.began.is_none_or(|began| began.time.elapsed() > ALONE) {
-            self.end(&mut queue);
+        queue.processor = processor::current();
+        let now = Mark::new(messages);
+        let lasted = queue.began.map_or(Duration::MAX, |began| now.time.duration_since(began.time));
+        if queue.waiting.is_empty() {
+            if lasted > ALONE {
+                self.end(&mut queue);
+            }
+            return;
         }
+        if lasted < length(queue.waiting.len()) {
+            return;
+        }
+        self.compare(&mut queue, now);
+        if self.turn.load(Relaxed) == 0 {
+            return;
+        }
+        let Some(next) = queue.waiting.pop_front() else { return };
+        let turn = self.next(&mut queue, now);
+        next.given.store(turn, Relaxed);
+        self.stand_aside(queue, Some(next), mine, messages);
     }
 
-    /// Waits for a turn, or until there are none.
+    /// Waits for a turn, or until there are none. Wakes `next` just before.
     #[cold]
-    fn stand_aside(&self, mine: &mut Mine, messages: &AtomicU64) {
-        let mark = || Mark { time: Instant::now(), messages: messages.load(Relaxed) };
-        let me = fresh();
-        let mut queue = self.queue.lock();
-        queue.waiting.push_back(me);
+    fn stand_aside<'a>(
+        &'a self,
+        mut queue: MutexGuard<'a, Queue>,
+        mut next: Option<Arc<Waiter>>,
+        mine: &mut Mine,
+        messages: &AtomicU64,
+    ) {
+        let me = Arc::new(Waiter { thread: thread::current(), given: AtomicU64::new(0) });
+        queue.waiting.push_back(Arc::clone(&me));
+        let _stay = queue.processor.filter(|_| queue.waiting.len() <= FEW).and_then(Stay::on);
         while self.turn.load(Relaxed) != 0 {
-            let before = mark();
+            let given = me.given.load(Relaxed);
+            if given != 0 {
+                mine.begin(given);
+                break;
+            }
+            let before = Mark::new(messages);
+            let turn = self.turn.load(Relaxed);
+            let first = queue.waiting.front().is_some_and(|first| Arc::ptr_eq(first, &me));
             let length = length(queue.waiting.len());
-            let left =
-                queue.began.map_or(Duration::ZERO, |began| length.saturating_sub(began.time.elapsed()));
-            let first = queue.waiting.front() == Some(&me);
-            if first && left.is_zero() {
+            let look = length / LOOKS;
+            if first && queue.began.is_none_or(|began| began.time.elapsed() >= length + look) {
                 self.compare(&mut queue, before);
                 if self.turn.load(Relaxed) != 0 {
-                    self.begin(&mut queue, mine, before);
+                    mine.begin(self.next(&mut queue, before));
                 }
                 break;
             }
-            let turn = self.turn.load(Relaxed);
-            let look = length / LOOKS;
-            self.over.wait_for(&mut queue, if first { left.min(look) } else { TURN });
-            let now = mark();
-            let looked = now.time.duration_since(before.time) >= look;
-            if first
-                && looked
-                && self.turn.load(Relaxed) == turn
-                && now.messages.saturating_sub(before.messages) < USE
-            {
-                self.begin(&mut queue, mine, now);
+            drop(queue);
+            if let Some(next) = next.take() {
+                next.thread.unpark();
+            }
+            thread::park_timeout(if first { look } else { TURN });
+            queue = self.queue.lock();
+            let now = Mark::new(messages);
+            let looked = first && now.time.duration_since(before.time) >= look;
+            let unused =
+                self.turn.load(Relaxed) == turn && now.messages.saturating_sub(before.messages) < USE;
+            if looked && unused {
+                mine.begin(self.next(&mut queue, now));
                 break;
             }
         }
-        queue.waiting.retain(|&waiting| waiting != me);
-        if !queue.waiting.is_empty() {
-            self.over.notify_all();
-        }
+        queue.waiting.retain(|waiting| !Arc::ptr_eq(waiting, &me));
     }
 
-    /// Begins a turn of this thread.
-    fn begin(&self, queue: &mut Queue, mine: &mut Mine, now: Mark) {
+    /// The number of the turn that begins now.
+    fn next(&self, queue: &mut Queue, now: Mark) -> u64 {
         let turn = fresh();
-        (mine.own, mine.met, mine.commits) = (turn, turn, 0);
         queue.began = Some(now);
         self.turn.store(turn, Relaxed);
+        turn
     }
 
     /// Ends the turns if they are not faster, or it is time to see whether they still are.
@@ -257,7 +311,7 @@ impl Turns {
     fn end(&self, queue: &mut Queue) {
         self.turn.store(0, Relaxed);
         queue.began = None;
-        self.over.notify_all();
+        queue.waiting.iter().for_each(|waiting| waiting.thread.unpark());
     }
 }
 

@@ -16,6 +16,7 @@ mod pool;
 mod portable;
 pub mod prefetch;
 pub mod primitives;
+pub mod processor;
 mod region;
 mod slabs;
 mod sys;

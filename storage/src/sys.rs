@@ -1,6 +1,6 @@
 //! The system calls that the standard library does not wrap, behind safe functions that return `io::Result`.
 //!
-//! Each has a fallback for systems that lack it, said at the function. Called by `disk` only; holds no lock.
+//! Each has a fallback for systems that lack it, said at the function. Called by `disk`, `uring` and `processor`; holds no lock.
 
 #![allow(unsafe_code, reason = "direct calls into libc")]
 
@@ -25,6 +25,88 @@ pub(crate) fn event_counter() -> io::Result<OwnedFd> {
     }
     // SAFETY: the descriptor was just opened, and nobody else has it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The processor that runs this thread.
+#[cfg(target_os = "linux")]
+pub(crate) fn processor() -> Option<usize> {
+    // SAFETY: takes nothing and returns an integer.
+    usize::try_from(unsafe { libc::sched_getcpu() }).ok()
+}
+
+/// Elsewhere than on Linux it is not asked for.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn processor() -> Option<usize> {
+    None
+}
+
+/// The processors that a thread may run on.
+#[cfg(target_os = "linux")]
+#[derive(Clone, Copy)]
+pub(crate) struct Affinity(libc::cpu_set_t);
+
+#[cfg(target_os = "linux")]
+impl Affinity {
+    /// This thread's. `None`: there are more processors than the set has places for (1024).
+    pub(crate) fn get() -> Option<Affinity> {
+        let mut set = std::mem::MaybeUninit::<libc::cpu_set_t>::zeroed();
+        // SAFETY: the output points to a set of the length given; all-zero is a valid, empty set.
+        let (code, set) = unsafe {
+            let code = libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), set.as_mut_ptr());
+            (code, set.assume_init())
+        };
+        (code == 0).then_some(Affinity(set))
+    }
+
+    /// Has this thread run there only. Refused where the system does not let it: it runs where it might.
+    pub(crate) fn set(&self) {
+        // SAFETY: points to a set of the length given.
+        let _refused = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const self.0) };
+    }
+
+    pub(crate) fn has(&self, processor: usize) -> bool {
+        // SAFETY: the processor has a place in the set.
+        processor < libc::CPU_SETSIZE as usize && unsafe { libc::CPU_ISSET(processor, &self.0) }
+    }
+
+    /// One processor of the set. REQUIRES that it is in it.
+    pub(crate) fn only(&self, processor: usize) -> Affinity {
+        let mut set = *self;
+        // SAFETY: the processor has a place in the set, as it is in it.
+        unsafe {
+            libc::CPU_ZERO(&mut set.0);
+            libc::CPU_SET(processor, &mut set.0);
+        }
+        Affinity(set.0)
+    }
+}
+
+/// Elsewhere than on Linux it is neither known nor changed.
+#[cfg(not(target_os = "linux"))]
+#[derive(Clone, Copy)]
+pub(crate) struct Affinity;
+
+#[cfg(not(target_os = "linux"))]
+impl Affinity {
+    pub(crate) fn get() -> Option<Affinity> {
+        None
+    }
+
+    pub(crate) fn set(&self) {}
+
+    pub(crate) fn has(&self, _processor: usize) -> bool {
+        false
+    }
+
+    pub(crate) fn only(&self, _processor: usize) -> Affinity {
+        Affinity
+    }
+}
+
+impl std::fmt::Debug for Affinity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Affinity").finish_non_exhaustive()
+    }
 }
 
 /// Makes the descriptor bypass the page cache. `Ok(false)`: the file system cannot.
