@@ -389,6 +389,22 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_that_is_over_is_given_to_who_waits_and_whoever_had_it_stands_aside() {
+        let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
+        let own = fresh();
+        MINE.set(Mine { own, met: own, commits: BETWEEN_LOOKS - 1, collisions: 0, since: None });
+        deserted(&turns, TURN);
+        turns.turn.store(own, Relaxed);
+        // It never makes use of what it gets, so that this thread has the next turn.
+        let waiter = Arc::new(Waiter { thread: thread::current(), given: AtomicU64::new(0) });
+        turns.queue.lock().waiting.push_back(Arc::clone(&waiter));
+        commit(&turns, &lock, &messages, 1);
+        let given = waiter.given.load(Relaxed);
+        assert!(own < given && given < MINE.get().own, "{own}, {given}, {:?}", MINE.get());
+        assert!(turns.queue.lock().waiting.is_empty() && *lock.lock() == 1);
+    }
+
+    #[test]
     fn the_more_wait_the_shorter_is_a_turn() {
         assert_eq!([0, 1, 2, 4, 16, usize::MAX].map(length), [4, 4, 2, 1, 1, 1].map(Duration::from_millis));
     }
