@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use betree_pager::{Extent, Page, PageKind, PageRef as PagerPageRef, Pager};
+use betree_pager::{Extent, Page, PageKind, PageReads, PageRef as PagerPageRef, Pager};
 use bytes::Bytes;
 
 use crate::hash::hash;
@@ -55,6 +55,11 @@ impl<'a> Want<'a> {
     /// Whether this is the page. It need not be what the lookup stopped for: another may have had the segment hold its meta block meanwhile.
     pub(crate) fn is(&self, page: &Page) -> bool {
         (page.kind(), page.len(), page.checksum()) == (self.kind, self.place.len as usize, self.place.crc)
+    }
+
+    /// Whether the other is the same place.
+    fn is_same(&self, other: &Want<'_>) -> bool {
+        self.place == other.place && Arc::ptr_eq(self.segment, other.segment)
     }
 
     pub(crate) fn reference(&self) -> PagerPageRef<'a> {
@@ -327,7 +332,8 @@ fn value_of(
     value(operator().as_deref(), key, base, &operands)
 }
 
-/// The values of `keys`, with the page reads of all of them in flight together, level by level.
+/// The values of `keys`, with the page reads of all of them in flight together: each is asked for as soon as it is known that it is needed, and each lookup
+/// goes on as soon as its page has come.
 pub(crate) fn multi_get(
     reader: Reader<'_>,
     operator: Option<Arc<dyn MergeOperator>>,
@@ -335,41 +341,75 @@ pub(crate) fn multi_get(
     keys: &[&[u8]],
     at: Seqno,
 ) -> Result<Vec<Option<Bytes>>> {
-    let pager = reader.pager;
-    let mut values: Vec<Option<Bytes>> = vec![None; keys.len()];
-    // Index of the key, its lookup, the page it waited for.
-    let mut waiting: Vec<(usize, Lookup<'_>, Option<Page>)> = Vec::new();
-    for (i, key) in keys.iter().enumerate() {
-        match Lookup::start(reader, view, key, at) {
-            Err((base, operands)) => values[i] = value(operator.as_deref(), key, base, &operands)?,
-            Ok(lookup) => waiting.push((i, lookup, None)),
+    let mut values = vec![None; keys.len()];
+    let mut waiting = Waiting { reads: reader.pager.reads(), asked: Vec::new() };
+    let mut next = 0;
+    loop {
+        while let Some(key) = keys.get(next).filter(|_| !waiting.reads.is_full()) {
+            let (base, operands) = match Lookup::start(reader, view, key, at) {
+                Err(found) => found,
+                Ok(lookup) => waiting.advance(reader.pager, next, lookup, None)?.unwrap_or_default(),
+            };
+            values[next] = value(operator.as_deref(), key, base, &operands)?;
+            next += 1;
         }
-    }
-    while !waiting.is_empty() {
-        let mut blocked = Vec::with_capacity(waiting.len());
-        let mut wants = Vec::with_capacity(waiting.len());
-        for (i, mut lookup, mut supplied) in waiting {
-            let progress = lookup.go(|want| {
-                let supplied = supplied.take().filter(|page| want.is(page));
-                Ok(supplied.or_else(|| pager.cached(want.reference())))
-            })?;
-            match progress {
-                Progress::Need(want) => {
-                    wants.push(want);
-                    blocked.push((i, lookup));
-                }
-                Progress::Done => {
-                    let (base, operands) = lookup.finish();
-                    values[i] = value(operator.as_deref(), keys[i], base, &operands)?;
-                }
+        let Some(arrived) = waiting.reads.take() else { return Ok(values) };
+        let Some(place) = waiting.asked.iter().position(|asked| asked.token == arrived.token) else {
+            continue;
+        };
+        let Asked { want, lookups, .. } = waiting.asked.swap_remove(place);
+        let page = waiting.reads.page(&arrived, 0, &want.reference())?;
+        waiting.reads.recycle(arrived);
+        for (index, lookup) in lookups {
+            if let Some((base, operands)) =
+                waiting.advance(reader.pager, index, lookup, Some(page.clone()))?
+            {
+                values[index] = value(operator.as_deref(), keys[index], base, &operands)?;
             }
         }
-        let references: Vec<_> = wants.iter().map(Want::reference).collect();
-        let pages = if references.is_empty() { Vec::new() } else { pager.get_many(&references) };
-        waiting = Vec::with_capacity(blocked.len());
-        for ((i, lookup), page) in blocked.into_iter().zip(pages) {
-            waiting.push((i, lookup, Some(page?)));
-        }
     }
-    Ok(values)
+}
+
+/// A page that was asked for, and whose lookups wait for it, by the index of their key.
+struct Asked<'a> {
+    token: u64,
+    want: Want<'a>,
+    lookups: Vec<(usize, Lookup<'a>)>,
+}
+
+/// The lookups of many keys that wait for pages.
+struct Waiting<'a> {
+    reads: PageReads<'a>,
+    asked: Vec<Asked<'a>>,
+}
+
+impl<'a> Waiting<'a> {
+    /// Goes on with a lookup as far as pages are in the cache; what it found, or `None` if it waits for a page now.
+    fn advance(
+        &mut self,
+        pager: &Pager,
+        index: usize,
+        mut lookup: Lookup<'a>,
+        mut page: Option<Page>,
+    ) -> Result<Option<Found>> {
+        let mut asked = None;
+        let progress = lookup.go(|want| {
+            if let Some(page) = page.take().filter(|page| want.is(page)) {
+                return Ok(Some(page));
+            }
+            asked = self.asked.iter().position(|asked| asked.want.is_same(want));
+            Ok(if asked.is_none() { pager.cached_or_missed(want.reference()) } else { None })
+        })?;
+        let Progress::Need(want) = progress else { return Ok(Some(lookup.finish())) };
+        match asked {
+            Some(place) => self.asked[place].lookups.push((index, lookup)),
+            None => {
+                // No other request of this call has the index of a key that waits.
+                let token = index as u64;
+                self.reads.ask(&want.reference(), want.place.len as usize, token)?;
+                self.asked.push(Asked { token, want, lookups: vec![(index, lookup)] });
+            }
+        }
+        Ok(None)
+    }
 }

@@ -74,7 +74,7 @@ impl Keyspace {
         get::get(self.reader(), || self.state.operator(), &view, key.as_ref(), Seqno(u64::MAX))
     }
 
-    /// The values of `keys`, in their order, all of one moment; page reads are in flight together.
+    /// The values of `keys`, in their order, all of one moment. Up to 64 page reads are in flight together; a page that several keys need is read once.
     ///
     /// # Errors
     /// As [`Keyspace::get`].

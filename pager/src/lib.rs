@@ -30,6 +30,7 @@ mod options;
 mod pager;
 mod publish;
 mod read;
+mod reads;
 mod space;
 mod stats;
 mod superblock;
@@ -43,6 +44,7 @@ pub use io::{IoCompletion, PagerIo};
 pub use options::Options;
 pub use pager::Pager;
 pub use read::PageRef;
+pub use reads::{Arrived, PageReads};
 pub use stats::{CacheStats, KindStats, Stats};
 pub use superblock::{MAX_PAYLOAD, Superblock};
 

@@ -3,13 +3,10 @@
 //! Two threads that miss the same page at once both read it; the later insertion replaces the former, with equal
 //! bytes. That is rarer and cheaper than making every miss wait on a shared table.
 //!
-//! Single misses use one blocking read, straight into the frame that the cache will hold. Several go through a ring from the pool in one
-//! submission, so that the device works on all of them at once; pages that lie side by side are one request.
+//! Single misses use one blocking read, straight into the frame that the cache will hold. Several are in flight together (`reads`); pages that lie side by
+//! side are one request.
 
 use std::ops::Range;
-use std::sync::Arc;
-
-use betree_storage::{AlignedBuf, Completion, Request};
 
 use crate::cache::{Key, Page, PageKind};
 use crate::error::{Error, Result};
@@ -17,14 +14,8 @@ use crate::extent::Extent;
 use crate::pager::Pager;
 use crate::{BLOCK, FILE_NAME};
 
-/// Requests in flight per ring of the pool.
-const RING_DEPTH: usize = 64;
-/// Requests of one batch that are waited for together.
-const FEW: usize = 8;
 /// Bytes of neighbouring pages read by one request, if a page is not longer.
 const MOST_TOGETHER: u32 = 64 << 10;
-/// Idle rings kept.
-const MAX_IDLE_RINGS: usize = 16;
 
 /// Names one page of an extent, with the checksum its parent holds.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +39,7 @@ impl PageRef<'_> {
         Key { extent: self.extent.id(), block: self.at / BLOCK as u32 }
     }
 
-    fn file_offset(&self) -> u64 {
+    pub(crate) fn file_offset(&self) -> u64 {
         self.extent.offset() + u64::from(self.at)
     }
 
@@ -148,7 +139,7 @@ impl Pager {
     }
 
     /// Background work reads page indexes in this way too, but data by channels.
-    fn note_reading(&self, kind: PageKind) {
+    pub(crate) fn note_reading(&self, kind: PageKind) {
         if kind == PageKind::Data {
             self.0.foreground.reads(&*self.0.storage);
         }
@@ -176,61 +167,24 @@ impl Pager {
         missing: &[usize],
         pages: &mut [Option<Result<Page>>],
     ) -> Result<()> {
-        self.note_reading(wants[missing[0]].kind);
-        let idle = self.0.rings.lock().pop();
-        let mut ring = match idle {
-            Some(ring) => ring,
-            None => self.0.storage.ring(RING_DEPTH)?,
-        };
-        let reads = together(wants, missing);
-        let mut done: Vec<Completion> = Vec::with_capacity(reads.len().min(RING_DEPTH));
-        // In groups of the ring's depth: memory for buffers stays bounded however much is asked for.
-        for (group, reads) in reads.chunks(RING_DEPTH).enumerate() {
-            let mut batch = Vec::with_capacity(reads.len());
-            for (at, read) in reads.iter().enumerate() {
-                let first = &wants[missing[read.start]];
-                let len = missing[read.clone()].iter().map(|&index| wants[index].len as usize).sum();
-                let buf = self.0.buffers.get(len);
-                self.0.counters.read(len);
-                let (file, offset) = (Arc::clone(&self.0.file), first.file_offset());
-                batch.push(((group * RING_DEPTH + at) as u64, Request::Read { file, offset, buf }));
+        let ranges = together(wants, missing);
+        let mut reads = self.reads();
+        let mut next = 0;
+        loop {
+            while let Some(range) = ranges.get(next).filter(|_| !reads.is_full()) {
+                let range = &missing[range.clone()];
+                let len = range.iter().map(|&index| wants[index].len as usize).sum();
+                reads.ask(&wants[range[0]], len, next as u64)?;
+                next += 1;
             }
-            ring.submit(&mut batch);
-            // To be woken for each of a few costs more than verifying them while the others are still being read saves.
-            let at_once = if reads.len() <= FEW { reads.len() } else { 1 };
-            while ring.in_flight() > 0 {
-                ring.wait(at_once, &mut done);
-                for completion in done.drain(..) {
-                    let read = reads[completion.token as usize - group * RING_DEPTH].clone();
-                    self.complete(wants, &missing[read], completion, pages);
-                }
+            let Some(arrived) = reads.take() else { return Ok(()) };
+            let mut at = 0;
+            for &index in &missing[ranges[arrived.token as usize].clone()] {
+                pages[index] = Some(reads.page(&arrived, at, &wants[index]));
+                at += wants[index].len as usize;
             }
+            reads.recycle(arrived);
         }
-        let mut rings = self.0.rings.lock();
-        if rings.len() < MAX_IDLE_RINGS {
-            rings.push(ring);
-        }
-        Ok(())
-    }
-
-    /// Takes the pages `indexes` of `wants`, which were read together.
-    fn complete(
-        &self,
-        wants: &[PageRef<'_>],
-        indexes: &[usize],
-        completion: Completion,
-        pages: &mut [Option<Result<Page>>],
-    ) {
-        let buf = completion.buf.unwrap_or_else(AlignedBuf::empty);
-        let read = completion.result.map_err(Error::from);
-        let mut at = 0;
-        for &index in indexes {
-            let len = wants[index].len as usize;
-            let accept = || self.accept(&wants[index], &buf[at..at + len]);
-            pages[index] = Some(read.clone().and_then(|()| accept()));
-            at += len;
-        }
-        self.0.buffers.put(buf);
     }
 
     /// The page in `bytes`, which were read from its place: verified, and cached if it is to be kept.

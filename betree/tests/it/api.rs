@@ -509,6 +509,34 @@ fn multi_get_answers_in_the_order_of_the_keys_present_absent_and_repeated() -> D
 }
 
 #[test]
+fn a_page_is_read_once_for_all_keys_of_a_multi_get() -> Done {
+    let dir = tempfile::tempdir()?;
+    let db = tiny().background_threads(0).open(dir.path())?;
+    let keyspace = db.keyspace("default")?;
+    for i in 0..5000u64 {
+        keyspace.insert(i.to_be_bytes(), i.to_string())?;
+        while i % 100 == 0 && db.run_background()? {}
+    }
+    db.compact()?;
+    drop(keyspace);
+    db.close()?;
+    let db = tiny().background_threads(0).open(dir.path())?;
+    let keyspace = db.keyspace("default")?;
+    let values = |from: u64| -> Result<u64, betree::Error> {
+        let before = db.stats().cache_misses;
+        let keys: Vec<_> = (from..from + 50).map(u64::to_be_bytes).collect();
+        let values = keyspace.multi_get(&keys)?;
+        assert!((from..).zip(&values).all(|(i, v)| v.as_deref() == Some(i.to_string().as_bytes())));
+        Ok(db.stats().cache_misses - before)
+    };
+    // One or two pages in one or two segments with a page index each.
+    let first = values(2000)?;
+    assert!((1..=4).contains(&first), "{first} reads for 50 neighbours");
+    assert_eq!(values(2000)?, 0);
+    Ok(())
+}
+
+#[test]
 fn a_sequential_load_moves_segments_by_reference() -> Done {
     let dir = tempfile::tempdir()?;
     let db = Db::builder().memory(16 << 20).memtable_bytes(1 << 20).open(dir.path())?;
