@@ -12,7 +12,7 @@ use betree_storage::AlignedBuf;
 use crate::Result;
 use crate::headed::head_of;
 use crate::message::{Kind, MessageRef};
-use crate::page::PageRef;
+use crate::page::{PageRef, Shape};
 use crate::run::Run;
 use crate::segment::{Meta, PageAt, Segment};
 
@@ -73,12 +73,11 @@ pub(crate) struct RunStream {
     base: u32,
     arrived: Option<AlignedBuf>,
     requested: usize,
-    /// The current page: its index in the segment, its place in `buf`, how long its prefix is and how many entries it has.
+    /// The current page: its index in the segment, its place in `buf`, and its shape.
     page: usize,
     start: usize,
     end: usize,
-    prefix: usize,
-    count: usize,
+    shape: Shape,
     /// The current entry: its index in the page, its key with the first eight bytes as a big-endian number, its kind, the place of its value in `buf`.
     index: usize,
     pub key: Vec<u8>,
@@ -132,8 +131,7 @@ impl RunStream {
             page: 0,
             start: 0,
             end: 0,
-            prefix: 0,
-            count: 0,
+            shape: Shape::default(),
             index: 0,
             key: Vec::new(),
             head: 0,
@@ -188,7 +186,7 @@ impl RunStream {
     #[inline]
     pub(crate) fn advance(&mut self, pager: &Pager) -> Result<bool> {
         self.index += 1;
-        if self.index < self.count {
+        if self.index < self.shape.count {
             self.load_entry()?;
             return Ok(self.valid);
         }
@@ -230,7 +228,7 @@ impl RunStream {
                 Some(Ok(i) | Err(i)) => self.index = i,
                 None => return Err(self.lie()),
             }
-            if self.index == self.count {
+            if self.index == self.shape.count {
                 self.index -= 1;
                 self.advance(pager)?;
                 return Ok(());
@@ -248,7 +246,7 @@ impl RunStream {
         let page = PageRef::new(bytes).ok_or_else(|| self.lie())?;
         self.key.clear();
         self.key.extend_from_slice(page.prefix());
-        (self.prefix, self.count) = (page.prefix().len(), page.count());
+        self.shape = page.shape();
         (self.start, self.end) = (start, start + place.len as usize);
         self.index = 0;
         Ok(())
@@ -256,10 +254,10 @@ impl RunStream {
 
     #[inline]
     fn load_entry(&mut self) -> Result<()> {
-        let page = PageRef::again(&self.buf[self.start..self.end], self.count, self.prefix);
+        let page = PageRef::again(&self.buf[self.start..self.end], self.shape);
         let Some(entry) = page.entry(self.index) else { return Err(self.lie()) };
         // What is before the suffix is the prefix, since the page was opened.
-        self.key.truncate(self.prefix);
+        self.key.truncate(self.shape.prefix);
         self.key.extend_from_slice(entry.suffix);
         self.kind = entry.kind;
         let value_at = self.start + entry.value_at;

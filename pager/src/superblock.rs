@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! slot     0  [u8; 6]   magic "betree"                            ┐ place and meaning fixed
-//!          6  u16       format version, 2                         ┘ for every version
+//!          6  u16       format version, 3                         ┘ for every version
 //!          8  u128      uuid of the file
 //!         24  u64       epoch
 //!         32  u64       file length this checkpoint needs: the end of its last extent
@@ -34,7 +34,7 @@ pub const MAX_PAYLOAD: usize = 3072;
 
 const SLOT_STRIDE: u64 = 16 << 10;
 const MAGIC: [u8; 6] = *b"betree";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 
 const AT_VERSION: usize = 6;
 const AT_UUID: usize = 8;
@@ -278,7 +278,7 @@ mod tests {
             head,
             concat!(
                 "626574726565",                             // magic
-                "0200",                                     // version
+                "0300",                                     // version
                 "07000000000000000000000020120100",         // uuid
                 "0201000000000000",                         // epoch
                 "0020010000000000",                         // file length
@@ -288,7 +288,7 @@ mod tests {
             )
         );
         assert!(bytes[72..AT_CRC].iter().all(|&b| b == 0));
-        assert_eq!(u32_at(bytes.first_chunk().unwrap(), AT_CRC), 0x418B_ADAE);
+        assert_eq!(u32_at(bytes.first_chunk().unwrap(), AT_CRC), 0xE7A6_1BBE);
     }
 
     #[test]
@@ -325,10 +325,10 @@ mod tests {
     #[test]
     fn an_intact_slot_of_a_newer_version_is_refused_even_beside_valid_ones() {
         let mut newer = encoded(&example(5), 2);
-        newer[AT_VERSION] = 3;
+        newer[AT_VERSION] = 4;
         let newer = decode(&resealed(newer, 2), 2);
         let slots = [Slot::Valid(example(4)), Slot::Valid(example(4)), newer, Slot::Zero];
-        assert!(matches!(choose("f", &slots), Err(Error::UnknownVersion { found: 3, supported: 2, .. })));
+        assert!(matches!(choose("f", &slots), Err(Error::UnknownVersion { found: 4, supported: 3, .. })));
     }
 
     #[test]

@@ -10,7 +10,9 @@ use betree_storage::{Caching, OpenMode, Storage};
 
 use crate::blank::{file_name, file_number};
 use crate::error::Result;
-use crate::format::{BadFrame, BadHeader, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, Kind, u32_at};
+use crate::format::{
+    BadFrame, BadHeader, FILE_HEADER, FileHeader, FrameHeader, Kind, LONG_HEADER, SHORT_HEADER, lsn_said,
+};
 use crate::reader::{Found, Reader};
 use crate::{Lsn, MAX_RECORD};
 
@@ -192,11 +194,10 @@ impl Log {
     /// Where a file without header begins, if there is a valid frame at its beginning.
     fn first_by_frame(&self, found: &Found) -> Option<Lsn> {
         let mut reader = Reader::new(found, self.salt);
-        let bytes = reader.bytes(FILE_HEADER as u64, FRAME_HEADER as u64).ok()?;
-        let low = u64::from(u32_at(bytes.get(..FRAME_HEADER)?, 8));
-        // A frame carries the low half of its Lsn; the high half is that of the file before, the next one, or none.
-        let high = self.files.last().map_or(0, |last| last.first.0 >> 32);
-        let candidates = [high, high + 1, 0].map(|high| Lsn(high << 32 | low));
+        let low = lsn_said(reader.bytes(FILE_HEADER as u64, LONG_HEADER as u64).ok()?)?;
+        // The first frame of a file carries 48 bits of its Lsn; the others are those of the file before, the next ones, or none.
+        let high = self.files.last().map_or(0, |last| last.first.0 >> 48);
+        let candidates = [high, high + 1, 0].map(|high| Lsn(high << 48 | low));
         candidates
             .into_iter()
             .filter(|first| first.0 > 0 || self.files.is_empty())
@@ -380,7 +381,7 @@ fn step(reader: &mut Reader, place: Place) -> Step {
             BadFrame::Blank => Step::Bad("zeros instead of a frame".to_owned(), false),
             BadFrame::Cut(need, there) => Step::Bad(
                 format!("the file ends: {need} bytes needed, {there} there"),
-                there > FRAME_HEADER as u64,
+                there > SHORT_HEADER as u64,
             ),
             BadFrame::Field(field, expected, got) => {
                 Step::Bad(format!("frame: {field}: expected {expected:#x}, got {got:#x}"), true)

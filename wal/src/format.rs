@@ -7,7 +7,7 @@
 //! ```text
 //! file header (64 bytes)
 //!   0   8  magic      "betreLOG"
-//!   8   4  version    2
+//!   8   4  version    3
 //!  12   4  reserved   zero
 //!  16   8  salt       of the database; also enters every frame's checksum
 //!  24   8  number     of the file, the same as in its name `log-<16 digits>`
@@ -16,20 +16,29 @@
 //!  48  12  reserved   zero
 //!  60   4  checksum   CRC-32 of bytes 0..60
 //!
-//! frame (12 bytes, or 20 with a mark, then the payload)
-//!   0   4  checksum   CRC-32 of bytes 4.. to the end of the payload; initial value: the CRC-32 of the salt, xor the
-//!                     high half of the Lsn of this frame's first byte
-//!   4   4  word       bits 0..28 payload length; bits 28..31 kind: 1 full, 2 first, 3 middle, 4 last;
-//!                     bit 31: a mark follows the header
-//!   8   4  lsn        the low half of the Lsn of this frame's first byte
-//!  12   8  mark       (only with bit 31) a known-durable Lsn at the time of the append; <= lsn
+//! frame of 8 bytes and a payload of up to 32 KiB: a record
+//!   0   4  checksum   CRC-32 of bytes 4.. to the end of the payload; initial value: the CRC-32 of the salt, xor bits
+//!                     16..48 of the Lsn of this frame's first byte, xor its bits 48..64
+//!   4   2  word       bit 0: 1; bits 1..16: payload length
+//!   6   2  place      bits 0..16 of the Lsn of this frame's first byte
+//!   8   n  payload
+//!
+//! frame of 16 bytes, or 24 with a mark, and any payload
+//!   0   4  checksum   as above
+//!   4   2  word       bit 0: 0; bits 1..4: kind: 1 full, 2 first, 3 middle, 4 last; bit 4: a mark follows the header;
+//!                     others zero
+//!   6   2  place      as above
+//!   8   4  high       bits 16..48 of the Lsn
+//!  12   4  length     of the payload, below 2^28
+//!  16   8  mark       (only with bit 4) a known-durable Lsn at the time of the append; <= lsn
 //!   .   n  payload
 //! ```
 //!
 //! The Lsn of the byte at file offset `o` is `first + (o - 64)`. A frame therefore says where it belongs: what a
-//! recycled file held before has other Lsns and never parses as a frame of the new life. The low half is written, for
-//! a reader that searches frames behind a hole; the high half enters the checksum, where another initial value always
-//! gives another checksum. Twelve bytes instead of sixteen are 3 % of the log of small records.
+//! recycled file held before has other Lsns and never parses as a frame of the new life. A short frame says sixteen bits of its
+//! place, for a reader that searches frames behind a hole; the others enter the checksum, where another initial value always
+//! gives another checksum (up to 2^48 bytes of log apart). Eight bytes instead of sixteen are 6 % of the log of small records. The first
+//! frame that an appender writes to a file is a long one, so that a file without header still says where in the log it was.
 //! The checksum of the file header is not salted, so that the log of another database is told from a damaged one.
 
 use crate::Lsn;
@@ -37,24 +46,29 @@ use crate::Lsn;
 /// The first bytes of every log file.
 pub(crate) const MAGIC: [u8; 8] = *b"betreLOG";
 /// The format version this build writes and reads.
-pub(crate) const VERSION: u32 = 2;
+pub(crate) const VERSION: u32 = 3;
 /// Bytes of the file header.
 pub(crate) const FILE_HEADER: usize = 64;
-/// Bytes of a frame's header without a mark.
-pub(crate) const FRAME_HEADER: usize = 12;
+/// Bytes of a short frame's header.
+pub(crate) const SHORT_HEADER: usize = 8;
+/// Bytes of a long frame's header without a mark.
+pub(crate) const LONG_HEADER: usize = 16;
 /// Bytes of a mark.
 pub(crate) const MARK: usize = 8;
-/// The most payload one frame can carry (28 bits of length).
-pub(crate) const MAX_FRAME_PAYLOAD: u64 = (1 << LEN_BITS) - 1;
+/// The most payload a frame can carry (28 bits of length).
+pub(crate) const MAX_FRAME_PAYLOAD: u64 = (1 << 28) - 1;
+/// The most payload a short frame can carry.
+pub(crate) const MAX_SHORT_PAYLOAD: usize = (1 << 15) - 1;
 
 /// No file begins above this Lsn.
 const MAX_LSN: u64 = 1 << 62;
-const LEN_BITS: u32 = 28;
-const LEN_MASK: u32 = (1 << LEN_BITS) - 1;
-const MARK_BIT: u32 = 1 << 31;
+const SHORT_BIT: u16 = 1;
+const KIND_SHIFT: u32 = 1;
+const KIND_MASK: u16 = 0b1110;
+const MARK_BIT: u16 = 1 << 4;
 
-const _: () = assert!(60 + 4 == FILE_HEADER && 8 + 4 == FRAME_HEADER);
-const _: () = assert!(Kind::Last as u32 <= 0b111);
+const _: () = assert!(60 + 4 == FILE_HEADER && 6 + 2 == SHORT_HEADER && 12 + 4 == LONG_HEADER);
+const _: () = assert!((Kind::Last as u16) << KIND_SHIFT <= KIND_MASK);
 
 /// The header of a log file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -128,7 +142,7 @@ impl FileHeader {
 
 /// Which part of a record a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
+#[repr(u16)]
 pub(crate) enum Kind {
     /// All of it.
     Full = 1,
@@ -145,6 +159,8 @@ pub(crate) enum Kind {
 pub(crate) struct FrameHeader {
     /// Of the frame's first byte.
     pub lsn: Lsn,
+    /// Whether its header is a short one: it carries a whole record, no mark, and at most [`MAX_SHORT_PAYLOAD`].
+    pub short: bool,
     /// Which part of a record it carries.
     pub kind: Kind,
     /// A known-durable Lsn, when the frame carries one.
@@ -169,7 +185,11 @@ pub(crate) enum BadFrame {
 impl FrameHeader {
     /// Bytes of header and mark.
     pub fn header_len(&self) -> usize {
-        FRAME_HEADER + if self.mark.is_some() { MARK } else { 0 }
+        match (self.short, self.mark) {
+            (true, _) => SHORT_HEADER,
+            (false, None) => LONG_HEADER,
+            (false, Some(_)) => LONG_HEADER + MARK,
+        }
     }
 
     /// Bytes of the whole frame.
@@ -179,57 +199,81 @@ impl FrameHeader {
 
     /// Writes header and mark, without the checksum, to the front of `out`; returns their length.
     ///
-    /// The length was bounded by the caller to [`MAX_FRAME_PAYLOAD`].
+    /// The length was bounded by the caller to [`MAX_FRAME_PAYLOAD`], or [`MAX_SHORT_PAYLOAD`].
     #[inline]
     pub fn encode(&self, out: &mut [u8]) -> usize {
+        out[6..8].copy_from_slice(&place_of(self.lsn).to_le_bytes());
+        if self.short {
+            debug_assert!(self.len <= MAX_SHORT_PAYLOAD, "a frame longer than its length field");
+            debug_assert!(self.kind == Kind::Full && self.mark.is_none(), "a short frame of another kind");
+            out[4..6].copy_from_slice(&(SHORT_BIT | (self.len as u16) << 1).to_le_bytes());
+            return SHORT_HEADER;
+        }
         debug_assert!(self.len as u64 <= MAX_FRAME_PAYLOAD, "a frame longer than its length field");
         let mark_bit = if self.mark.is_some() { MARK_BIT } else { 0 };
-        let word = self.len as u32 | (self.kind as u32) << LEN_BITS | mark_bit;
-        out[4..8].copy_from_slice(&word.to_le_bytes());
-        out[8..12].copy_from_slice(&low_half(self.lsn).to_le_bytes());
+        out[4..6].copy_from_slice(&((self.kind as u16) << KIND_SHIFT | mark_bit).to_le_bytes());
+        out[8..12].copy_from_slice(&high_of(self.lsn).to_le_bytes());
+        out[12..16].copy_from_slice(&(self.len as u32).to_le_bytes());
         if let Some(mark) = self.mark {
-            out[12..20].copy_from_slice(&mark.0.to_le_bytes());
+            out[16..24].copy_from_slice(&mark.0.to_le_bytes());
         }
         self.header_len()
     }
 
     /// Reads the header of the frame that should begin at `lsn`. `there` is how many bytes the file has from here
-    /// on, of which `bytes` holds at least the first 20 (or all). The checksum is not checked here.
+    /// on, of which `bytes` holds at least the first 24 (or all). The checksum is not checked here.
     pub fn decode(bytes: &[u8], lsn: Lsn, there: u64) -> Result<Self, BadFrame> {
-        if bytes.len() < FRAME_HEADER {
-            return Err(BadFrame::Cut(FRAME_HEADER as u64, there));
+        if bytes.len() < SHORT_HEADER {
+            return Err(BadFrame::Cut(SHORT_HEADER as u64, there));
         }
-        let word = u32_at(bytes, 4);
-        let got = u32_at(bytes, 8);
-        if word == 0 && got == 0 && u32_at(bytes, 0) == 0 {
+        let (word, place) = (u16_at(bytes, 4), u16_at(bytes, 6));
+        if word == 0 && place == 0 && u32_at(bytes, 0) == 0 {
             return Err(BadFrame::Blank);
         }
-        if got != low_half(lsn) {
-            return Err(BadFrame::Field("low half of the lsn", low_half(lsn).into(), got.into()));
+        if place != place_of(lsn) {
+            return Err(BadFrame::Field("low bits of the lsn", place_of(lsn).into(), place.into()));
         }
-        let kind = match word >> LEN_BITS & 0b111 {
+        let header = if word & SHORT_BIT != 0 {
+            Self { lsn, short: true, kind: Kind::Full, mark: None, len: usize::from(word >> 1) }
+        } else {
+            Self::decode_long(bytes, lsn, there, word)?
+        };
+        if header.frame_len() as u64 > there {
+            return Err(BadFrame::Cut(header.frame_len() as u64, there));
+        }
+        match header.mark {
+            Some(mark) if mark > lsn => Err(BadFrame::Field("mark", lsn.0, mark.0)),
+            _ => Ok(header),
+        }
+    }
+
+    fn decode_long(bytes: &[u8], lsn: Lsn, there: u64, word: u16) -> Result<Self, BadFrame> {
+        let kind = match (word & KIND_MASK) >> KIND_SHIFT {
             1 => Kind::Full,
             2 => Kind::First,
             3 => Kind::Middle,
             4 => Kind::Last,
             other => return Err(BadFrame::Field("kind", Kind::Full as u64, other.into())),
         };
-        let mark = if word & MARK_BIT != 0 {
-            if bytes.len() < FRAME_HEADER + MARK {
-                return Err(BadFrame::Cut((FRAME_HEADER + MARK) as u64, there));
-            }
-            Some(Lsn(u64_at(bytes, 12)))
-        } else {
-            None
-        };
-        let header = Self { lsn, kind, mark, len: (word & LEN_MASK) as usize };
-        if header.frame_len() as u64 > there {
-            return Err(BadFrame::Cut(header.frame_len() as u64, there));
+        let reserved = word & !(SHORT_BIT | KIND_MASK | MARK_BIT);
+        if reserved != 0 {
+            return Err(BadFrame::Field("reserved bits", 0, reserved.into()));
         }
-        match mark {
-            Some(mark) if mark > lsn => Err(BadFrame::Field("mark", lsn.0, mark.0)),
-            _ => Ok(header),
+        let marked = word & MARK_BIT != 0;
+        let header_len = LONG_HEADER + if marked { MARK } else { 0 };
+        if bytes.len() < header_len {
+            return Err(BadFrame::Cut(header_len as u64, there));
         }
+        let high = u32_at(bytes, 8);
+        if high != high_of(lsn) {
+            return Err(BadFrame::Field("high bits of the lsn", high_of(lsn).into(), high.into()));
+        }
+        let len = u32_at(bytes, 12);
+        if u64::from(len) > MAX_FRAME_PAYLOAD {
+            return Err(BadFrame::Field("payload length", MAX_FRAME_PAYLOAD, len.into()));
+        }
+        let mark = marked.then(|| Lsn(u64_at(bytes, 16)));
+        Ok(Self { lsn, short: false, kind, mark, len: len as usize })
     }
 }
 
@@ -254,16 +298,33 @@ impl FrameSalt {
     /// The state of the checksum of the frame at `lsn` before its first byte.
     #[inline]
     pub fn hasher(self, lsn: Lsn) -> crc32fast::Hasher {
-        crc32fast::Hasher::new_with_initial(self.0 ^ (lsn.0 >> 32) as u32)
+        crc32fast::Hasher::new_with_initial(self.0 ^ high_of(lsn) ^ (lsn.0 >> 48) as u32)
     }
 }
 
-/// The half of an Lsn that a frame carries.
-pub(crate) fn low_half(lsn: Lsn) -> u32 {
-    lsn.0 as u32
+/// The bits of an Lsn that every frame carries.
+#[inline]
+pub(crate) fn place_of(lsn: Lsn) -> u16 {
+    lsn.0 as u16
 }
 
-pub(crate) fn u32_at(bytes: &[u8], at: usize) -> u32 {
+/// The bits of an Lsn above them that a long frame carries.
+#[inline]
+fn high_of(lsn: Lsn) -> u32 {
+    (lsn.0 >> 16) as u32
+}
+
+/// The Lsn that the long frame at the front of `bytes` says, but for its bits 48..64. `None`: it is no long frame.
+pub(crate) fn lsn_said(bytes: &[u8]) -> Option<u64> {
+    let long = bytes.len() >= LONG_HEADER && u16_at(bytes, 4) & SHORT_BIT == 0;
+    long.then(|| u64::from(u32_at(bytes, 8)) << 16 | u64::from(u16_at(bytes, 6)))
+}
+
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([bytes[at], bytes[at + 1]])
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
     let mut raw = [0; 4];
     raw.copy_from_slice(&bytes[at..at + 4]);
     u32::from_le_bytes(raw)
@@ -286,7 +347,7 @@ mod tests {
     fn file_header_bytes_are_those_of_the_format_document() {
         let bytes = HEADER.encode();
         assert_eq!(&bytes[0..8], b"betreLOG");
-        assert_eq!(bytes[8..16], [2, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[8..16], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[16..24], [0x88, 0x77, 0x66, 0x55, 0x44, 0x33, 0x22, 0x11]);
         assert_eq!(bytes[24..32], [3, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[32..40], [0, 0x10, 0, 0, 0, 0, 0, 0]);
@@ -318,42 +379,76 @@ mod tests {
         assert!(matches!(FileHeader::decode(&bytes), Err(BadHeader::Damaged("reserved bytes", 0, _))));
     }
 
-    #[test]
-    fn frame_bytes_are_those_of_the_format_document_and_every_flipped_bit_is_found() {
-        const AT: Lsn = Lsn(0x0007_0000_0102);
-        let salt = FrameSalt::new(7);
-        let header = FrameHeader { lsn: AT, kind: Kind::First, mark: Some(Lsn(0x0100)), len: 3 };
+    const AT: Lsn = Lsn(0x0009_0007_0203_0102);
+
+    fn frame_of(header: FrameHeader, payload: &[u8]) -> Vec<u8> {
         let mut frame = vec![0; header.frame_len()];
         let at = header.encode(&mut frame);
-        frame[at..].copy_from_slice(b"abc");
-        let mut hasher = crc32fast::Hasher::new_with_initial(crc32fast::hash(&7u64.to_le_bytes()) ^ 7);
+        frame[at..].copy_from_slice(payload);
+        let mut hasher =
+            crc32fast::Hasher::new_with_initial(crc32fast::hash(&7u64.to_le_bytes()) ^ 0x0007_0203 ^ 9);
         hasher.update(&frame[4..]);
         let crc = hasher.finalize();
         frame[..4].copy_from_slice(&crc.to_le_bytes());
-        assert_eq!(frame[4..8], [3, 0, 0, 0xa0]);
-        assert_eq!(frame[8..12], [2, 1, 0, 0]);
-        assert_eq!(frame[12..20], [0, 1, 0, 0, 0, 0, 0, 0]);
-        let good = |bytes: &[u8]| {
-            let header = FrameHeader::decode(bytes, AT, bytes.len() as u64)?;
-            check_frame(salt, AT, &bytes[..header.frame_len()])?;
-            Ok::<_, BadFrame>(header)
-        };
-        assert_eq!(good(&frame), Ok(header));
+        frame
+    }
+
+    fn good(bytes: &[u8]) -> Result<FrameHeader, BadFrame> {
+        let header = FrameHeader::decode(bytes, AT, bytes.len() as u64)?;
+        check_frame(FrameSalt::new(7), AT, &bytes[..header.frame_len()])?;
+        Ok(header)
+    }
+
+    fn assert_every_change_is_found(frame: &[u8]) {
         for bit in 0..frame.len() * 8 {
-            let mut bad = frame.clone();
+            let mut bad = frame.to_vec();
             bad[bit / 8] ^= 1 << (bit % 8);
             assert!(good(&bad).is_err(), "bit {bit}");
         }
         for len in 0..frame.len() {
             assert!(good(&frame[..len]).is_err(), "cut to {len}");
         }
-        assert!(check_frame(FrameSalt::new(8), AT, &frame).is_err(), "another database's frame");
-        let elsewhere = Lsn(AT.0 + (1 << 32));
-        assert!(
-            FrameHeader::decode(&frame, elsewhere, frame.len() as u64).is_ok(),
-            "the low half is the same"
-        );
-        assert!(check_frame(salt, elsewhere, &frame).is_err(), "4 GiB further on");
+        assert!(check_frame(FrameSalt::new(8), AT, frame).is_err(), "another database's frame");
+        assert!(FrameHeader::decode(frame, Lsn(AT.0 + 1), frame.len() as u64).is_err(), "a byte further on");
+    }
+
+    #[test]
+    fn short_frame_bytes_are_those_of_the_format_document_and_every_change_is_found() {
+        let header = FrameHeader { lsn: AT, short: true, kind: Kind::Full, mark: None, len: 3 };
+        let frame = frame_of(header, b"abc");
+        assert_eq!(frame[4..8], [7, 0, 2, 1]);
+        assert_eq!(frame.len(), 11);
+        assert_eq!(good(&frame), Ok(header));
+        assert_every_change_is_found(&frame);
+        for elsewhere in [AT.0 + (1 << 16), AT.0 - (1 << 16), AT.0 + (1 << 47), AT.0 + (1 << 48)].map(Lsn) {
+            let decoded = FrameHeader::decode(&frame, elsewhere, frame.len() as u64);
+            assert!(decoded.is_ok(), "the low bits are the same");
+            assert!(check_frame(FrameSalt::new(7), elsewhere, &frame).is_err(), "{elsewhere:?}");
+        }
+        let longest = FrameHeader { len: MAX_SHORT_PAYLOAD, ..header };
+        assert_eq!(good(&frame_of(longest, &[5; MAX_SHORT_PAYLOAD])), Ok(longest));
         assert_eq!(good(&[0; 40]), Err(BadFrame::Blank));
+        assert_eq!(lsn_said(&frame), None);
+    }
+
+    #[test]
+    fn long_frame_bytes_are_those_of_the_format_document_and_every_change_is_found() {
+        let mark = Some(Lsn(0x0100));
+        let header = FrameHeader { lsn: AT, short: false, kind: Kind::First, mark, len: 3 };
+        let frame = frame_of(header, b"abc");
+        assert_eq!(frame[4..8], [0b10100, 0, 2, 1]);
+        assert_eq!(frame[8..16], [3, 2, 7, 0, 3, 0, 0, 0]);
+        assert_eq!(frame[16..24], [0, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(frame.len(), 27);
+        assert_eq!(good(&frame), Ok(header));
+        assert_every_change_is_found(&frame);
+        let elsewhere = Lsn(AT.0 + (1 << 48));
+        assert!(FrameHeader::decode(&frame, elsewhere, frame.len() as u64).is_ok());
+        assert!(check_frame(FrameSalt::new(7), elsewhere, &frame).is_err(), "256 TiB further on");
+        assert_eq!(lsn_said(&frame), Some(0x0007_0203_0102));
+        for kind in [Kind::Full, Kind::Middle, Kind::Last] {
+            let header = FrameHeader { kind, mark: None, ..header };
+            assert_eq!(good(&frame_of(header, b"abc")), Ok(header));
+        }
     }
 }

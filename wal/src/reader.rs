@@ -11,8 +11,8 @@ use crate::Lsn;
 use crate::blank::{file_name, file_number};
 use crate::error::{Error, Result};
 use crate::format::{
-    BadFrame, BadHeader, FILE_HEADER, FRAME_HEADER, FileHeader, FrameHeader, FrameSalt, MARK, VERSION,
-    check_frame, low_half, u32_at,
+    BadFrame, BadHeader, FILE_HEADER, FileHeader, FrameHeader, FrameSalt, LONG_HEADER, MARK, SHORT_HEADER,
+    VERSION, check_frame, place_of, u16_at,
 };
 
 const PIECE: u64 = 1 << 20;
@@ -111,18 +111,17 @@ impl Reader {
         Ok(&self.buf[(offset - self.start) as usize..(end - self.start) as usize])
     }
 
-    /// The bytes at `offset` that are in the buffer, at least a frame header, where the file has one.
+    /// The bytes at `offset` that are in the buffer, at least a short frame's header, where the file has one.
     fn some_bytes(&mut self, offset: u64) -> Result<&[u8]> {
         let buffered = (self.start + self.buf.len() as u64).saturating_sub(offset);
-        let len = if offset >= self.start && buffered >= FRAME_HEADER as u64 { buffered } else { PIECE };
+        let len = if offset >= self.start && buffered >= SHORT_HEADER as u64 { buffered } else { PIECE };
         self.bytes(offset, len)
     }
 
     /// The frame that begins at `offset` of the file and `lsn` of the log, checked.
     pub fn frame(&mut self, offset: u64, lsn: Lsn) -> Result<std::result::Result<FrameHeader, BadFrame>> {
         let there = self.len.saturating_sub(offset);
-        let header = match FrameHeader::decode(self.bytes(offset, (FRAME_HEADER + MARK) as u64)?, lsn, there)
-        {
+        let header = match FrameHeader::decode(self.bytes(offset, (LONG_HEADER + MARK) as u64)?, lsn, there) {
             Ok(header) => header,
             Err(bad) => return Ok(Err(bad)),
         };
@@ -149,14 +148,15 @@ impl Reader {
 
     /// The first valid frame at or behind `offset`, in a file whose first Lsn is `first`: its place and header.
     ///
-    /// A frame must carry the low half of the Lsn of its very position, so one comparison a byte finds the candidates.
+    /// A frame must carry the low bits of the Lsn of its very position, so one comparison a byte finds the candidates, and chance
+    /// makes one of 65,536 bytes into one: of up to 32 KiB, since a long frame carries more bits.
     pub fn next_frame(&mut self, first: Lsn, mut offset: u64) -> Result<Option<(u64, FrameHeader)>> {
-        while offset + FRAME_HEADER as u64 <= self.len {
+        while offset + SHORT_HEADER as u64 <= self.len {
             let lsn_at = |offset: u64| first.0.wrapping_add(offset - FILE_HEADER as u64);
             let piece = self.some_bytes(offset)?;
-            let last = piece.len() - FRAME_HEADER;
+            let last = piece.len() - SHORT_HEADER;
             let hit =
-                (0..=last).find(|at| u32_at(piece, at + 8) == low_half(Lsn(lsn_at(offset + *at as u64))));
+                (0..=last).find(|at| u16_at(piece, at + 6) == place_of(Lsn(lsn_at(offset + *at as u64))));
             let Some(hit) = hit else {
                 offset += last as u64 + 1;
                 continue;

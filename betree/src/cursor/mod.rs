@@ -19,7 +19,7 @@ use betree_storage::AlignedBuf;
 use crate::Result;
 use crate::headed::head_of;
 use crate::message::{Kind, MessageRef};
-use crate::page::PageRef;
+use crate::page::{PageRef, Shape};
 use crate::readahead::{ReadAhead, Ticket};
 use crate::run::Run;
 use crate::segment::{Meta, PageAt};
@@ -72,12 +72,11 @@ pub(crate) struct RunCursor {
     pages: Range<usize>,
     page: usize,
     source: Source,
+    shape: Shape,
     index: usize,
-    count: usize,
     valid: bool,
-    /// The current entry: its key, which begins with `prefix` bytes that the page's keys share, their head and the key's head; kind and place of its value.
+    /// The current entry: its key, which begins with what the page's keys share, the head of that and the key's head; kind and place of its value.
     key: Vec<u8>,
-    prefix: usize,
     prefix_head: u64,
     head: u64,
     kind: Kind,
@@ -122,11 +121,10 @@ impl RunCursor {
             pages: 0..0,
             page: 0,
             source: Source::None,
+            shape: Shape::default(),
             index: 0,
-            count: 0,
             valid: false,
             key: Vec::new(),
-            prefix: 0,
             prefix_head: 0,
             head: 0,
             kind: Kind::Put,
@@ -301,10 +299,10 @@ impl RunCursor {
     fn land(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
         self.index = match seek {
             Seek::At(key) | Seek::Before(Some(key)) => self.search(key)?,
-            Seek::Before(None) => self.count,
+            Seek::Before(None) => self.shape.count,
         };
         match (self.direction, self.index) {
-            (Direction::Forward, index) if index == self.count => self.next_page(reads),
+            (Direction::Forward, index) if index == self.shape.count => self.next_page(reads),
             (Direction::Forward, _) => self.load(),
             (Direction::Backward, 0) => self.previous_page(reads),
             (Direction::Backward, _) => {
@@ -318,7 +316,7 @@ impl RunCursor {
     #[inline]
     fn next_index(&self) -> Option<usize> {
         match self.direction {
-            Direction::Forward => Some(self.index + 1).filter(|&next| next < self.count),
+            Direction::Forward => Some(self.index + 1).filter(|&next| next < self.shape.count),
             Direction::Backward => self.index.checked_sub(1),
         }
     }
@@ -382,7 +380,7 @@ impl RunCursor {
         } else {
             return Ok(());
         }
-        self.index = self.count - 1;
+        self.index = self.shape.count - 1;
         self.load()
     }
 
@@ -444,11 +442,11 @@ impl RunCursor {
         let page = PageRef::new(self.bytes()).map(|page| {
             key.clear();
             key.extend_from_slice(page.prefix());
-            (page.count(), page.prefix().len())
+            page.shape()
         });
         self.prefix_head = head_of(&key);
         self.key = key;
-        (self.count, self.prefix) = page.ok_or_else(|| self.lie())?;
+        self.shape = page.ok_or_else(|| self.lie())?;
         Ok(())
     }
 
@@ -472,13 +470,13 @@ impl RunCursor {
     #[inline(always)]
     fn decode(&mut self, index: usize) -> bool {
         let mut key = std::mem::take(&mut self.key);
-        let page = PageRef::again(self.bytes(), self.count, self.prefix);
+        let page = PageRef::again(self.bytes(), self.shape);
         let entry = page.entry(index).map(|entry| {
             // What is before the suffix is the prefix, since the page was opened.
-            key.truncate(self.prefix);
+            key.truncate(self.shape.prefix);
             key.extend_from_slice(entry.suffix);
             // From the page, since a load of what has just been put together in pieces would wait for the stores.
-            let shift = 8 * self.prefix as u32;
+            let shift = 8 * self.shape.prefix as u32;
             let head = self.prefix_head | head_of(entry.suffix).checked_shr(shift).unwrap_or(0);
             (entry.kind, entry.value_at..entry.value_at + entry.value.len(), head)
         });

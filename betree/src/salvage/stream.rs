@@ -16,7 +16,7 @@ use super::report::{Damage, KeyRange, Losses};
 use super::trunk::Trust;
 use crate::device::{Window, read_meta};
 use crate::message::Kind;
-use crate::page::{HEADER, PageRef, TYPE_DATA};
+use crate::page::{HEADER, PageRef, TYPE_DATA, offsets_len};
 use crate::segment::Meta;
 use crate::stored::{StoredRun, StoredSegment};
 
@@ -394,9 +394,8 @@ impl Stream {
         if head[4] != TYPE_DATA {
             return None;
         }
-        let count = u32::from(u16::from_le_bytes([head[6], head[7]]));
         let end = u32::from_le_bytes([head[12], head[13], head[14], head[15]]);
-        let least = end.checked_add(2 * count)?.checked_next_multiple_of(block)?.max(block);
+        let least = end.checked_add(offsets_len(&head))?.checked_next_multiple_of(block)?.max(block);
         let longer = (least..=MAX_PAGE.max(least)).step_by(BLOCK);
         for len in std::iter::once(self.usual).filter(|usual| *usual >= least).chain(longer) {
             if len > left {

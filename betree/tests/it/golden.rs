@@ -149,15 +149,16 @@ fn databases_of_every_format_version_that_can_be_read_hold_what_they_held() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["v2/closed", "v2/killed", "v2/lost-power"]);
+    assert_eq!(seen, ["v3/closed", "v3/killed", "v3/lost-power"]);
 }
 
-/// Every kind of message, in trees of some levels and in the log; large and small values; several keyspaces, and one that was dropped.
+/// Every kind of message, in trees of some levels and in the log; large and small values, and such of one length; several keyspaces, and one that was dropped.
 fn write(db: &Db) {
     let mut rng = Rng::new(20);
     let plain = db.keyspace("plain").unwrap();
     let sums = db.keyspace_with("sums", KeyspaceOptions::new().merge_operator(AddI64)).unwrap();
     let texts = db.keyspace_with("texts", KeyspaceOptions::new().merge_operator(Append)).unwrap();
+    let fixed = db.keyspace("fixed").unwrap();
     let dropped = db.keyspace("dropped").unwrap();
     plain.insert("", "the empty key").unwrap();
     plain.insert([0xff; 300], "a long key").unwrap();
@@ -170,7 +171,8 @@ fn write(db: &Db) {
             60..70 => plain.remove(format!("k{n:04}")).unwrap(),
             70 => plain.remove_range(format!("k{n:04}"), format!("k{:04}", n + 9)).unwrap(),
             71..85 => sums.merge(format!("s{:03}", n / 4), (n as i64 - 300).to_le_bytes()).unwrap(),
-            85..92 => texts.merge(format!("t{:03}", n / 6), "and ").unwrap(),
+            85..88 => fixed.insert(format!("f{n:04}"), rng.bytes(16)).unwrap(),
+            88..92 => texts.merge(format!("t{:03}", n / 6), "and ").unwrap(),
             92..94 if step < 2000 => dropped.insert(format!("d{n:04}"), "gone").unwrap(),
             _ => {
                 let mut batch = db.batch();

@@ -347,7 +347,7 @@ impl Victim {
                 all.push(step);
             }
             if ours.starts_with(b"betree") {
-                for version in [0u16, 1, 3, u16::MAX] {
+                for version in [0u16, 2, 4, u16::MAX] {
                     let mut later = ours.clone();
                     later[6..8].copy_from_slice(&version.to_le_bytes());
                     seal_slot(&mut later, i);
@@ -364,7 +364,7 @@ impl Victim {
             out.push(Damage::new(Class::LogForeign, "log file", vec![step]));
         }
         for name in names.iter().filter(|name| self.files[**name].starts_with(b"betreLOG")) {
-            for version in [0u32, 1, 3, u32::MAX] {
+            for version in [0u32, 2, 4, u32::MAX] {
                 let mut later = self.files[*name].clone();
                 later[8..12].copy_from_slice(&version.to_le_bytes());
                 let crc = crc32fast::hash(&later[..60]);

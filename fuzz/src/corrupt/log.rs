@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 
 /// Bytes of a file's header.
 const HEADER: usize = 64;
-/// Bytes of a frame's header without a mark.
-const FRAME: usize = 12;
+/// Bytes of a short frame's header, and of a long one's without a mark.
+const SHORT: usize = 8;
+const LONG: usize = 16;
 
 /// What an open must come to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,14 +38,16 @@ pub(crate) struct Frame {
     /// Bytes of it.
     pub len: usize,
     pub lsn: u64,
-    pub kind: u32,
+    /// Bytes before its payload.
+    pub head: usize,
+    pub kind: u16,
     pub mark: Option<u64>,
 }
 
 impl Frame {
     /// Where its payload begins.
     pub(crate) fn payload(&self) -> usize {
-        self.at + if self.mark.is_some() { FRAME + 8 } else { FRAME }
+        self.at + self.head
     }
 }
 
@@ -53,6 +56,10 @@ impl Frame {
 struct Header {
     first: u64,
     durable: u64,
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(bytes[at..at + 2].try_into().expect("two bytes"))
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -77,7 +84,7 @@ fn header(bytes: &[u8], number: u64, salt: u64) -> Result<Option<Header>, &'stat
     {
         return Ok(None);
     }
-    if u32_at(bytes, 8) != 2 {
+    if u32_at(bytes, 8) != 3 {
         return Err("version");
     }
     let reserved = bytes[12..16].iter().chain(&bytes[48..60]).any(|b| *b != 0);
@@ -90,26 +97,39 @@ fn header(bytes: &[u8], number: u64, salt: u64) -> Result<Option<Header>, &'stat
 
 /// The frame at an offset, if it is valid for this Lsn.
 fn frame(bytes: &[u8], at: usize, lsn: u64, salt: u64) -> Option<Frame> {
-    let head = bytes.get(at..at.checked_add(FRAME)?)?;
-    let word = u32_at(head, 4);
-    let kind = word >> 28 & 7;
-    if u64::from(u32_at(head, 8)) != lsn & 0xffff_ffff || !(1..=4).contains(&kind) {
+    let rest = bytes.get(at..)?;
+    let word = u16_at(rest.get(..SHORT)?, 4);
+    if u64::from(u16_at(rest, 6)) != lsn & 0xffff {
         return None;
     }
-    let mut len = FRAME + (word & 0x0fff_ffff) as usize;
-    let mut mark = None;
-    if word >> 31 == 1 {
-        len += 8;
-        mark = Some(u64_at(bytes.get(at..at + FRAME + 8)?, FRAME));
+    let (mut head, mut kind, mut mark, mut payload) = (SHORT, 1, None, usize::from(word >> 1));
+    if word & 1 == 0 {
+        kind = word >> 1 & 7;
+        if u64::from(u32_at(rest.get(..LONG)?, 8)) != lsn >> 16 & 0xffff_ffff {
+            return None;
+        }
+        if !(1..=4).contains(&kind) || word >> 5 != 0 {
+            return None;
+        }
+        head = LONG;
+        payload = u32_at(rest, 12) as usize;
+        if payload >= 1 << 28 {
+            return None;
+        }
+        if word >> 4 & 1 == 1 {
+            head += 8;
+            mark = Some(u64_at(rest.get(..head)?, LONG));
+        }
     }
+    let len = head + payload;
     let whole = bytes.get(at..at + len)?;
     let sound = checksum(salt, lsn, &whole[4..]) == u32_at(whole, 0) && mark.is_none_or(|mark| mark <= lsn);
-    sound.then_some(Frame { at, len, lsn, kind, mark })
+    sound.then_some(Frame { at, len, lsn, head, kind, mark })
 }
 
 /// The checksum of a frame at an Lsn, of which `bytes` is all but the checksum's own four.
 pub(crate) fn checksum(salt: u64, lsn: u64, bytes: &[u8]) -> u32 {
-    let initial = crc32fast::hash(&salt.to_le_bytes()) ^ (lsn >> 32) as u32;
+    let initial = crc32fast::hash(&salt.to_le_bytes()) ^ (lsn >> 16) as u32 ^ (lsn >> 48) as u32;
     let mut hasher = crc32fast::Hasher::new_with_initial(initial);
     hasher.update(bytes);
     hasher.finalize()
@@ -119,7 +139,7 @@ pub(crate) fn checksum(salt: u64, lsn: u64, bytes: &[u8]) -> u32 {
 pub(crate) fn search(bytes: &[u8], first: u64, from: usize, salt: u64) -> Vec<Frame> {
     let mut found = Vec::new();
     let mut at = from;
-    while at + FRAME <= bytes.len() {
+    while at + SHORT <= bytes.len() {
         match frame(bytes, at, first.wrapping_add((at - HEADER) as u64), salt) {
             Some(hit) => {
                 at += hit.len;

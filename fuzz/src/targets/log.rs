@@ -66,7 +66,7 @@ fn seal(content: &mut [u8], number: u64, flags: u8) {
     }
     content[..8].copy_from_slice(b"betreLOG");
     if flags & 4 == 0 {
-        content[8..12].copy_from_slice(&2u32.to_le_bytes());
+        content[8..12].copy_from_slice(&3u32.to_le_bytes());
         content[12..16].fill(0);
         content[48..60].fill(0);
         content[16..24].copy_from_slice(&SALT.to_le_bytes());
@@ -76,13 +76,21 @@ fn seal(content: &mut [u8], number: u64, flags: u8) {
     content[60..64].copy_from_slice(&crc.to_le_bytes());
     let first = u64::from_le_bytes(content[32..40].try_into().expect("eight bytes"));
     let mut at = 64;
-    while at + 12 <= content.len() {
+    while at + 16 <= content.len() {
         let lsn = first.wrapping_add(at as u64 - 64);
+        let word = u16::from_le_bytes([content[at + 4], content[at + 5]]);
+        let short = word & 1 == 1;
         if flags & 8 == 0 {
-            content[at + 8..at + 12].copy_from_slice(&(lsn as u32).to_le_bytes());
+            content[at + 6..at + 8].copy_from_slice(&(lsn as u16).to_le_bytes());
+            if !short {
+                content[at + 8..at + 12].copy_from_slice(&((lsn >> 16) as u32).to_le_bytes());
+            }
         }
-        let word = u32::from_le_bytes(content[at + 4..at + 8].try_into().expect("four bytes"));
-        let len = 12 + (word & 0x0fff_ffff) as usize + if word >> 31 == 1 { 8 } else { 0 };
+        let payload = u32::from_le_bytes(content[at + 12..at + 16].try_into().expect("four bytes"));
+        let len = match word {
+            _ if short => 8 + usize::from(word >> 1),
+            _ => 16 + payload as usize + if word & 16 == 16 { 8 } else { 0 },
+        };
         let Some(frame) = content.get_mut(at..at + len) else { return };
         let crc = checksum(SALT, lsn, &frame[4..]);
         frame[..4].copy_from_slice(&crc.to_le_bytes());

@@ -238,12 +238,12 @@ fn a_log_of_another_database_or_version_is_refused() {
     assert!(matches!(open(disk.as_storage(), &other, Lsn(0)), Err(Error::Foreign { got: 0xfeed, .. })));
     let name = "log-0000000000000001";
     let mut bytes = disk.contents(name).unwrap();
-    bytes[8] = 3;
+    bytes[8] = 9;
     let crc = crc32fast::hash(&bytes[..60]);
     bytes[60..64].copy_from_slice(&crc.to_le_bytes());
     disk.put(name, &bytes);
     let refused = open(disk.as_storage(), &small(), Lsn(0));
-    assert!(matches!(refused, Err(Error::Version { expected: 2, got: 3, .. })));
+    assert!(matches!(refused, Err(Error::Version { expected: 3, got: 9, .. })));
 }
 
 #[test]

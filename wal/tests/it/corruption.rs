@@ -153,7 +153,7 @@ fn an_earlier_version_of_a_file_is_found() {
     disk.put(name, &old);
     let Err(error) = open(disk.as_storage(), &small(), Lsn(0)) else { panic!("opened") };
     let text = error.to_string();
-    assert!(matches!(error, Error::Corrupt { offset: 288, lsn: Lsn(224), .. }), "{text}");
+    assert!(matches!(error, Error::Corrupt { offset: 296, lsn: Lsn(232), .. }), "{text}");
     assert!(text.contains(name), "{text}");
 }
 
@@ -225,11 +225,12 @@ fn what_the_caller_knows_to_have_been_durable_counts_as_a_mark() {
     };
     assert_eq!(reopen(Some(&whole), end).unwrap(), expected);
     let mut damaged = whole.clone();
-    damaged[64 + 112 * 2 + 30] ^= 1;
+    // A long frame, which begins the file, and two short ones.
+    damaged[64 + 124 + 108 + 30] ^= 1;
     assert_eq!(reopen(Some(&damaged), expected[2].0).unwrap(), expected[..2]);
     for durable in [Lsn(expected[2].0.0 + 1), end] {
         let error = reopen(Some(&damaged), durable).unwrap_err();
-        assert!(matches!(error, Error::Corrupt { offset: 288, .. }), "{error}");
+        assert!(matches!(error, Error::Corrupt { offset: 296, .. }), "{error}");
     }
     for missing in [None, Some(&whole[..0]), Some(&whole[..64])] {
         reopen(missing, end).unwrap_err();
