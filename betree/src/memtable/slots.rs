@@ -11,6 +11,7 @@
 use std::cmp::Ordering;
 
 use super::arena::{Arena, Loc};
+use crate::page::common_prefix;
 use crate::types::Seqno;
 
 /// Shared bytes kept in the array itself; longer ones are read from the arena.
@@ -39,13 +40,18 @@ fn head(key: &[u8], skip: usize) -> u64 {
     u64::from_be_bytes(padded)
 }
 
-fn common_len(a: &[u8], b: &[u8]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
-}
-
 impl<const N: usize> Slots<N> {
     pub(super) fn new() -> Self {
         Slots { len: 0, skip: 0, shared: [0; INLINE], heads: [0; N], locs: [Loc::default(); N] }
+    }
+
+    /// Empty, for keys that probably begin with what those of `other` share.
+    pub(super) fn like(other: &Self) -> Self {
+        let mut new = Self::new();
+        if usize::from(other.skip) <= INLINE {
+            (new.skip, new.shared) = (other.skip, other.shared);
+        }
+        new
     }
 
     #[inline]
@@ -104,7 +110,7 @@ impl<const N: usize> Slots<N> {
     /// REQUIRES not full, and `at` the lower bound of the entry at `loc`.
     pub(super) fn insert(&mut self, arena: &Arena, at: usize, key: &[u8], loc: Loc) {
         if self.skip > 0 {
-            let common = common_len(self.shared(arena), key);
+            let common = common_prefix(self.shared(arena), key);
             if common < usize::from(self.skip) {
                 self.cut(arena, common);
             }
@@ -151,7 +157,7 @@ impl<const N: usize> Slots<N> {
     /// Cuts the slots behind what their keys share by now, where that is worth it. Called after splits.
     pub(super) fn tighten(&mut self, arena: &Arena) {
         if let [first, .., last] = self.locs() {
-            let common = common_len(arena.key(*first), arena.key(*last));
+            let common = common_prefix(arena.key(*first), arena.key(*last));
             if common >= usize::from(self.skip) + WORTH_CUTTING {
                 self.cut(arena, common);
             }

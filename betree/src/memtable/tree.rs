@@ -4,7 +4,7 @@
 //! twice. Entries are only ever added. Changed under the memtable's write lock, searched under its read lock.
 //!
 //! Invariants: `memtree.children_separated` (child i holds the entries from separator i−1, inclusive, to separator i,
-//! exclusive), `memtree.leaves_filled` (no leaf but an empty tree's only one is empty), `memtree.depth_even`.
+//! exclusive), `memtree.leaves_filled` (no leaf but an empty tree's only one is empty), `memtree.depth_even`, `memtree.last_is_greatest`.
 
 use super::arena::{Arena, Loc};
 use super::slots::Slots;
@@ -32,6 +32,8 @@ pub(super) enum Node {
 pub(super) struct Tree {
     root: Node,
     bytes: usize,
+    /// The greatest key of the entries: what comes after it needs no search.
+    last: Option<Vec<u8>>,
 }
 
 /// A place between two entries: before slot `at` of `leaf`, with the subtrees to either side of the leaf.
@@ -93,8 +95,13 @@ impl Node {
 /// Levels of inner nodes that a [`Way`] remembers: enough for any memtable that an arena can hold.
 const LEVELS: usize = 6;
 
-/// The way from the root down to a leaf: which child to take at each level.
-pub(super) struct Way([u16; LEVELS]);
+/// The way from the root down to a leaf.
+pub(super) enum Way {
+    /// Which child to take at each level.
+    Through([u16; LEVELS]),
+    /// Behind the last entry.
+    End,
+}
 
 /// What a split adds to the parent: the first entry of the new right-hand node, and that node.
 struct Split {
@@ -113,7 +120,7 @@ struct Insertion<'a> {
 
 impl Tree {
     pub(super) fn new() -> Tree {
-        Tree { root: Node::Leaf(Box::new(Leaf::new())), bytes: size_of::<Leaf>() }
+        Tree { root: Node::Leaf(Box::new(Leaf::new())), bytes: size_of::<Leaf>(), last: None }
     }
 
     /// Bytes of the nodes.
@@ -148,9 +155,12 @@ impl Tree {
 
     /// The way to the leaf for an entry. Asks the processor for the leaf.
     pub(super) fn way(&self, arena: &Arena, key: &[u8], seqno: Seqno) -> Way {
-        let mut way = Way([0; LEVELS]);
+        if self.last.as_deref().is_none_or(|last| key > last) {
+            return Way::End;
+        }
+        let mut way = [0; LEVELS];
         let mut node = &self.root;
-        for child in &mut way.0 {
+        for child in &mut way {
             let Node::Inner(inner) = node else { break };
             let i = inner.separators.lower_bound(arena, key, seqno);
             // At most FANOUT.
@@ -160,7 +170,7 @@ impl Tree {
         if let Node::Leaf(leaf) = node {
             prefetch::value(&**leaf);
         }
-        way
+        Way::Through(way)
     }
 
     /// Adds the entry at `loc`. REQUIRES an entry with another Seqno than those of its key in the tree, and the way to its leaf in the tree as it is.
@@ -178,6 +188,11 @@ impl Tree {
             self.bytes += Inner::BYTES;
         }
         self.bytes += insertion.added_bytes;
+        if matches!(way, Way::End) {
+            let last = self.last.get_or_insert_default();
+            last.clear();
+            last.extend_from_slice(key);
+        }
     }
 }
 
@@ -195,9 +210,12 @@ impl Insertion<'_> {
         match node {
             Node::Leaf(leaf) => self.insert_in_leaf(leaf, rightmost),
             Node::Inner(inner) => {
-                let i = match self.way.0.get(depth) {
-                    Some(&i) => usize::from(i),
-                    None => inner.separators.lower_bound(self.arena, self.key, self.seqno),
+                let i = match self.way {
+                    Way::End => inner.children.len() - 1,
+                    Way::Through(way) => match way.get(depth) {
+                        Some(&i) => usize::from(i),
+                        None => inner.separators.lower_bound(self.arena, self.key, self.seqno),
+                    },
                 };
                 let rightmost = rightmost && i + 1 == inner.children.len();
                 let split = self.insert_in_node(&mut inner.children[i], depth + 1, rightmost)?;
@@ -207,18 +225,23 @@ impl Insertion<'_> {
     }
 
     fn insert_in_leaf(&mut self, leaf: &mut Leaf, rightmost: bool) -> Option<Split> {
-        let at = leaf.lower_bound(self.arena, self.key, self.seqno);
+        let at = match self.way {
+            Way::End => leaf.len(),
+            Way::Through(_) => leaf.lower_bound(self.arena, self.key, self.seqno),
+        };
         if !leaf.is_full() {
             leaf.insert(self.arena, at, self.key, self.loc);
             return None;
         }
-        let mut right = Box::new(Leaf::new());
         self.added_bytes += size_of::<Leaf>();
+        let mut right;
         if at == leaf.len() && rightmost {
             // Ascending keys fill their leaves.
-            right.insert(self.arena, 0, self.key, self.loc);
             leaf.tighten(self.arena);
+            right = Box::new(Leaf::like(leaf));
+            right.insert(self.arena, 0, self.key, self.loc);
         } else {
+            right = Box::new(Leaf::new());
             let middle = leaf.split_point();
             leaf.split_into(middle, &mut right);
             leaf.tighten(self.arena);
@@ -299,6 +322,8 @@ impl Tree {
         }
         let mut entries = Vec::new();
         walk(&self.root, arena, &mut entries, true);
+        let last = entries.last().map(|loc| arena.key(*loc));
+        assert_eq!(self.last.as_deref(), last, "memtree.last_is_greatest");
         for pair in entries.windows(2) {
             let (a, b) = (arena.entry(pair[0]), arena.entry(pair[1]));
             assert!((a.key, b.seqno) < (b.key, a.seqno), "slots.sorted over leaves");
