@@ -355,7 +355,8 @@ pub(crate) fn multi_get(
         }
         let Some(arrived) = waiting.reads.take() else { return Ok(values) };
         let Some(place) = waiting.asked.iter().position(|asked| asked.token == arrived.token) else {
-            continue;
+            // Its lookups would be answered as if their keys were not there.
+            panic!("multi_get: a page arrived that was not asked for");
         };
         let Asked { want, lookups, .. } = waiting.asked.swap_remove(place);
         let page = waiting.reads.page(&arrived, 0, &want.reference())?;

@@ -13,7 +13,7 @@ use crate::pager::Pager;
 use crate::read::{PageRef, check_bounds};
 
 /// Requests in flight, and requests of a ring of the pool.
-pub const READS_AT_ONCE: usize = 64;
+const READS_AT_ONCE: usize = 64;
 /// Requests queued before they are handed over unasked.
 const BATCH: usize = 8;
 /// Requests that are waited for together, unless there are fewer: to be woken for each costs more than it saves.
@@ -49,8 +49,7 @@ impl Pager {
 
 impl PageReads<'_> {
     /// Requests that have not been taken.
-    #[must_use]
-    pub fn pending(&self) -> usize {
+    fn pending(&self) -> usize {
         self.queued.len() + self.done.len() + self.ring.as_ref().map_or(0, |ring| ring.in_flight())
     }
 
