@@ -13,6 +13,8 @@ pub(crate) struct PageBuilder {
     page_bytes: usize,
     /// Room for a header, the prefix, the entries.
     page: Vec<u8>,
+    /// What the page was before it was laid out again; kept for its memory.
+    old: Vec<u8>,
     count: usize,
     /// What all entries have, while the page is even.
     even: Option<Lengths>,
@@ -82,26 +84,15 @@ impl Lengths {
     }
 }
 
-/// The entries of a page in the making, each with its lengths, key suffix and value.
-struct Laid<'a> {
-    page: &'a [u8],
-    /// Of an even page: the lengths, and where the first entry begins.
-    even: Option<(Lengths, usize)>,
-    offsets: &'a [u16],
-}
-
-impl<'a> Laid<'a> {
-    fn entry(&self, index: usize) -> Option<(Lengths, &'a [u8], &'a [u8])> {
-        let (lengths, rest) = match self.even {
-            Some((lengths, start)) => (lengths, self.page.get(start + index * lengths.stride()..)?),
-            None => {
-                let mut rest = self.page.get(usize::from(*self.offsets.get(index)?)..)?;
-                (Lengths::take(&mut rest)?, rest)
-            }
-        };
-        let (suffix, rest) = rest.split_at_checked(lengths.suffix())?;
-        Some((lengths, suffix, rest.get(..lengths.value)?))
-    }
+/// Lengths, key suffix and value of the entry that begins at `at`; with `even` its lengths are these, otherwise they are there.
+fn entry_at(page: &[u8], at: usize, even: Option<Lengths>) -> Option<(Lengths, &[u8], &[u8])> {
+    let mut rest = page.get(at..)?;
+    let lengths = match even {
+        Some(lengths) => lengths,
+        None => Lengths::take(&mut rest)?,
+    };
+    let (suffix, rest) = rest.split_at_checked(lengths.suffix())?;
+    Some((lengths, suffix, rest.get(..lengths.value)?))
 }
 
 impl PageBuilder {
@@ -109,6 +100,7 @@ impl PageBuilder {
         PageBuilder {
             page_bytes,
             page: Vec::with_capacity(page_bytes),
+            old: Vec::with_capacity(page_bytes),
             count: 0,
             even: None,
             offsets: Vec::with_capacity(page_bytes / 32),
@@ -221,29 +213,38 @@ impl PageBuilder {
     /// Lays the entries out again, with a prefix of `to` bytes, as even ones or, with `None`, listed.
     #[cold]
     fn lay_out(&mut self, to: usize, even: Option<Lengths>) {
-        let old = std::mem::take(&mut self.page);
-        let offsets = std::mem::take(&mut self.offsets);
-        let start = |lengths: Lengths| (lengths, HEADER + self.prefix + lengths.written());
-        let laid = Laid { page: &old, even: self.even.map(start), offsets: &offsets };
+        std::mem::swap(&mut self.page, &mut self.old);
+        let start = HEADER + self.prefix + self.even.map_or(0, Lengths::written);
         let missing = &self.first[to..self.prefix];
-        self.page.reserve(self.page_bytes.max(old.len() + self.count * (missing.len() + 10)));
-        self.page.extend_from_slice(&old[..HEADER + to]);
+        self.page.clear();
+        self.page.extend_from_slice(&self.old[..HEADER + to]);
         if let Some(lengths) = even {
             lengths.put(&mut self.page);
         }
         for index in 0..self.count {
-            let Some((lengths, suffix, value)) = laid.entry(index) else {
+            let at = match self.even {
+                Some(lengths) => start + index * lengths.stride(),
+                None => usize::from(self.offsets[index]),
+            };
+            let Some((lengths, suffix, value)) = entry_at(&self.old, at, self.even) else {
                 // It was laid out by this builder.
                 panic!("page: entry {index} does not decode");
             };
             if even.is_none() {
-                self.offsets.push(self.page.len() as u16);
+                let offset = self.page.len() as u16;
+                match self.offsets.get_mut(index) {
+                    Some(old) => *old = offset,
+                    None => self.offsets.push(offset),
+                }
                 lengths.longer(missing.len()).put(&mut self.page);
             }
             self.page.extend_from_slice(missing);
             self.page.extend_from_slice(suffix);
             self.page.extend_from_slice(value);
         }
+        // The memory of one large entry is not kept.
+        self.old.clear();
+        self.old.shrink_to(self.page_bytes);
         (self.prefix, self.even) = (to, even);
     }
 
@@ -281,16 +282,10 @@ impl PageBuilder {
     }
 
     fn last_suffix(&self) -> Option<&[u8]> {
-        match self.even {
-            Some(even) => {
-                let at = self.page.len().checked_sub(even.stride())?;
-                self.page.get(at..at + even.suffix())
-            }
-            None => {
-                let mut rest = self.page.get(usize::from(*self.offsets.last()?)..)?;
-                let lengths = Lengths::take(&mut rest)?;
-                rest.get(..lengths.suffix())
-            }
-        }
+        let at = match self.even {
+            Some(even) => self.page.len().checked_sub(even.stride())?,
+            None => usize::from(*self.offsets.last()?),
+        };
+        entry_at(&self.page, at, self.even).map(|(_, suffix, _)| suffix)
     }
 }
