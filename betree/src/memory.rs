@@ -21,10 +21,10 @@ use betree_storage::primitives::Mutex;
 
 use crate::shared::Shared;
 
-/// The caches leave this part of the budget at least: what a full page and row cache cost beside what is in them, and the trunk.
-const SLACK: usize = 8;
-/// Beside what memtables and background work need, they leave this part: they are small then.
-const LEAN_SLACK: usize = 16;
+/// Beside what memtables, the trunk and background work need, the caches leave so much, and this part of the budget: the tables of a full page and row cache,
+/// iterators, what threads have begun and the allocator keeps.
+const SLACK: usize = 12 << 20;
+const SLACK_PART: usize = 32;
 /// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
 /// compactions let go of, since touching fresh memory costs more than what is done in it. As much is reckoned for it while it goes on.
 pub(crate) const IDLE_BUFFERS: usize = 8;
@@ -75,9 +75,14 @@ struct Seen {
     left: usize,
 }
 
-/// The least that the caches get of a budget: what the memtables (one active, two frozen) and the buffers of background work leave of it.
+/// See [`SLACK`].
+fn slack(budget: usize) -> usize {
+    (SLACK + budget / SLACK_PART).min(budget / 4)
+}
+
+/// The least that the caches get of a budget: what the memtables (one active, two frozen), the buffers of background work and the slack leave of it.
 pub(crate) fn least_cache(budget: usize, memtable: usize) -> usize {
-    budget.saturating_sub(3 * memtable).saturating_sub(budget / IDLE_BUFFERS).max(budget / 8)
+    budget.saturating_sub(3 * memtable + budget / IDLE_BUFFERS + slack(budget)).max(budget / 8)
 }
 
 /// What the trunk of `live` bytes of data takes from the caches, which keep something whatever it has.
@@ -176,8 +181,7 @@ impl Shared {
             (seen.leave(now, need + self.arenas.idle_bytes(), budget), pointwise)
         };
         let least = least_cache(budget, self.memtable_bytes).saturating_sub(2 * trunk).max(budget / 8);
-        let left = (left + budget / LEAN_SLACK).max(budget / SLACK);
-        let cache = budget.saturating_sub(left).max(least);
+        let cache = budget.saturating_sub(left + slack(budget)).max(least);
         self.pins
             .trim(cache / 4 * 3, || self.states().iter().map(|state| state.peek().root.clone()).collect());
         #[cfg(feature = "fuzzing")]

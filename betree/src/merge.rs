@@ -16,7 +16,7 @@ use crate::operands;
 use crate::operator::MergeOperator;
 use crate::run::Run;
 use crate::spans::Spans;
-use crate::stream::RunStream;
+use crate::stream::{RunStream, part_bytes};
 use crate::{Error, Result};
 
 /// See the module's text.
@@ -63,12 +63,14 @@ impl<'a> Merge<'a> {
         high: Option<&[u8]>,
         bottom: bool,
     ) -> Result<Merge<'a>> {
+        // Two workers merge at a time.
+        let part_bytes = part_bytes(pager.idle_buffer_bytes() / 2, runs.len());
         let mut streams = Vec::with_capacity(runs.len());
         let mut spans: Vec<Spans> = Vec::with_capacity(runs.len());
         let mut newer = Spans::default();
         for run in runs {
             // Segments wholly under a newer range delete are dropped unread.
-            let stream = RunStream::new(pager, run, low, high, |s| {
+            let stream = RunStream::new(pager, run, low, high, part_bytes, |s| {
                 let mut end = s.max.to_vec();
                 end.push(0);
                 newer.is_empty() || !newer.covers(&s.min, Some(&end))

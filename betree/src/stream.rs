@@ -18,8 +18,17 @@ use crate::segment::{Meta, PageAt, Segment};
 
 /// Bytes of the first part of a stream, about.
 const FIRST_PART: u32 = 128 << 10;
-/// Bytes of the others at most, if a page is not longer.
-const LARGEST_PART: u32 = 1 << 20;
+/// Bytes of any part at most, if a page is not longer.
+const LARGEST_PART: usize = 1 << 20;
+/// However little memory there is, so many bytes are read at a time.
+const SMALLEST_PART: usize = 32 << 10;
+
+/// Most bytes of a part where so many streams together may have `memory`: each has one part that is being consumed and one on its way. A power of two, as
+/// buffers are.
+pub(crate) fn part_bytes(memory: usize, streams: usize) -> u32 {
+    let each = memory / (2 * streams.max(1));
+    (1 << each.clamp(SMALLEST_PART, LARGEST_PART).ilog2()) as u32
+}
 
 /// Where a part ends that begins at page `from` and takes `most` bytes or one page.
 fn end_of_part(segment: &Segment, meta: &Meta, from: usize, to: usize, most: u32) -> Result<usize> {
@@ -88,12 +97,13 @@ pub(crate) struct RunStream {
 }
 
 impl RunStream {
-    /// Over the segments of `run` that `keep` lets pass.
+    /// Over the segments of `run` that `keep` lets pass, in parts of at most `part_bytes`.
     pub(crate) fn new(
         pager: &Pager,
         run: &Run,
         low: &[u8],
         high: Option<&[u8]>,
+        part_bytes: u32,
         mut keep: impl FnMut(&Segment) -> bool,
     ) -> Result<RunStream> {
         let mut parts = Vec::new();
@@ -112,7 +122,7 @@ impl RunStream {
             let mut start = from;
             while start < to {
                 // A merge begins when it has something of every run: the first part of each is short.
-                let most = if parts.is_empty() { FIRST_PART } else { LARGEST_PART };
+                let most = if parts.is_empty() { FIRST_PART.min(part_bytes) } else { part_bytes };
                 let end = end_of_part(segment, &meta, start, to, most)?;
                 let (segment, meta) = (segment.clone(), meta.clone());
                 parts.push(Part { segment, meta, from: start, to: end, at_edge });
@@ -277,5 +287,23 @@ impl RunStream {
     fn lie(&self) -> crate::Error {
         let part = &self.parts[self.part.min(self.parts.len() - 1)];
         part.segment.corrupt(self.base + self.start as u32, "data page", "an entry does not decode")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::part_bytes;
+
+    #[test]
+    fn parts_are_as_large_as_memory_allows_for_all_streams_together() {
+        let mib = 1 << 20;
+        assert_eq!(part_bytes(29 * mib, 14), 1 << 20);
+        assert_eq!(part_bytes(7 * mib / 2, 11), 128 << 10);
+        assert_eq!(part_bytes(0, 11), 32 << 10);
+        assert_eq!(part_bytes(usize::MAX, 0), 1 << 20);
+        for streams in 1..100 {
+            let part = part_bytes(64 * mib, streams) as usize;
+            assert!(2 * streams * part <= 64 * mib, "{streams} streams with parts of {part} bytes");
+        }
     }
 }

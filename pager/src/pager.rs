@@ -219,6 +219,12 @@ impl Pager {
         self.0.space.usage().1
     }
 
+    /// The option of that name.
+    #[must_use]
+    pub fn idle_buffer_bytes(&self) -> usize {
+        self.0.buffers.limit()
+    }
+
     /// Gives idle buffers back to the operating system until `most` bytes of them are left.
     pub fn trim_buffers(&self, most: usize) {
         self.0.buffers.trim(most);

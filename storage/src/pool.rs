@@ -29,7 +29,7 @@ const WORTH_SLABS: usize = 4 * HUGE_PAGE;
 /// Buffers of one capacity.
 #[derive(Default)]
 struct Class {
-    /// Idle buffers from the heap.
+    /// Idle buffers that are in no slab.
     loose: Vec<AlignedBuf>,
     slabs: Vec<Slab>,
 }
@@ -83,7 +83,7 @@ impl BufPool {
             if recycled.is_some() {
                 self.idle_bytes.fetch_sub(capacity, Relaxed);
             }
-            return recycled.unwrap_or_else(|| AlignedBuf::zeroed(capacity));
+            return recycled.unwrap_or_else(|| loose(capacity));
         }
         let fullest =
             class.slabs.iter_mut().filter(|slab| !slab.idle.is_empty()).min_by_key(|slab| slab.idle.len());
@@ -155,6 +155,12 @@ impl BufPool {
         }
     }
 
+    /// Most bytes of idle buffers, as [`BufPool::new`] was told.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
     /// Bytes held by idle buffers, those of slabs in use not counted.
     #[must_use]
     pub fn idle_bytes(&self) -> usize {
@@ -166,6 +172,14 @@ impl fmt::Debug for BufPool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BufPool").field("idle_bytes", &self.idle_bytes()).finish_non_exhaustive()
     }
+}
+
+/// A buffer for itself. A large one does not come from the heap, which would keep the memory of those that are beyond the bound.
+fn loose(capacity: usize) -> AlignedBuf {
+    if capacity < SMALLEST_IN_SLAB {
+        return AlignedBuf::zeroed(capacity);
+    }
+    AlignedBuf::parts_of_region(capacity, 1).1.pop().unwrap_or_else(|| AlignedBuf::zeroed(capacity))
 }
 
 /// The size class that holds `len` bytes and its capacity.

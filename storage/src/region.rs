@@ -15,6 +15,9 @@ use crate::AlignedBuf;
 
 /// Size of a huge page on the machines that this is tuned for; regions smaller than one are not worth their rounding.
 pub const HUGE_PAGE: usize = 2 << 20;
+/// Regions of so many bytes have a mapping of their own: an allocator keeps much of what is this large when it is given back, and does not find it
+/// again for what is larger: 69 MiB instead of 53 were measured with that of the C library, at a budget of 57.
+const MAPPED: usize = 64 << 10;
 
 /// A piece of zeroed memory that does not move.
 pub struct Region {
@@ -25,7 +28,7 @@ pub struct Region {
 enum Memory {
     /// A mapping, and where in it the region begins.
     Mapped(MmapRaw, usize),
-    /// What is smaller than a huge page: a mapping of its own would cost more than it is worth.
+    /// What is small: a mapping of its own would cost more than it is worth.
     Heap(AlignedBuf),
 }
 
@@ -33,13 +36,17 @@ impl Region {
     /// `len` zero bytes, from a multiple of [`HUGE_PAGE`] on if they fill one. Ends the process when there is no memory, as `Vec` does.
     #[must_use]
     pub fn new(len: usize) -> Self {
-        if len < HUGE_PAGE {
+        if len < MAPPED {
             return Self { memory: Memory::Heap(AlignedBuf::zeroed(len)), len };
         }
-        let map = match MmapOptions::new().len(len + HUGE_PAGE).map_anon() {
+        let is_huge = len >= HUGE_PAGE;
+        let map = match MmapOptions::new().len(if is_huge { len + HUGE_PAGE } else { len }).map_anon() {
             Ok(map) => MmapRaw::from(map),
             Err(_) => handle_alloc_error(Layout::new::<u8>()),
         };
+        if !is_huge {
+            return Self { memory: Memory::Mapped(map, 0), len };
+        }
         let start = map.as_ptr().align_offset(HUGE_PAGE);
         // Refused where the kernel has none; then it is memory as any other.
         #[cfg(target_os = "linux")]
@@ -89,7 +96,7 @@ mod tests {
 
     #[test]
     fn a_region_lies_in_its_mapping_and_a_large_one_begins_where_a_huge_page_can() {
-        for len in [1, 4096, HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 5] {
+        for len in [1, 4096, MAPPED - 1, MAPPED, HUGE_PAGE - 1, HUGE_PAGE, 3 * HUGE_PAGE + 5] {
             let region = Region::new(len);
             assert_eq!(region.len(), len);
             assert!(len < HUGE_PAGE || (region.as_mut_ptr() as usize).is_multiple_of(HUGE_PAGE));

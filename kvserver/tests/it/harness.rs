@@ -85,6 +85,13 @@ impl Server {
         statm.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 4096
     }
 
+    /// Resident bytes that are no file's.
+    pub fn anonymous(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let (_, kib) = status.split_once("RssAnon:").unwrap();
+        kib.split_whitespace().next().unwrap().parse::<u64>().unwrap() << 10
+    }
+
     pub fn take_dir(mut self) -> TempDir {
         let _ = self.child.kill();
         let _ = self.child.wait();

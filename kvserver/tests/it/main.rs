@@ -9,4 +9,5 @@ mod kills;
 mod lifecycle;
 mod loading;
 mod malformed;
+mod memory;
 mod pipelines;
