@@ -23,8 +23,8 @@ use crate::shared::Shared;
 
 /// Beside what memtables, the trunk and background work need, the caches leave so much, and this part of the budget: the tables of a full page and row cache,
 /// iterators, what threads have begun and the allocator keeps.
-const SLACK: usize = 12 << 20;
-const SLACK_PART: usize = 32;
+const SLACK: usize = 16 << 20;
+const SLACK_PART: usize = 24;
 /// Buffers that are kept for the next reads and writes have this part of the budget at most while there is background work: what two large
 /// compactions let go of, since touching fresh memory costs more than what is done in it. As much is reckoned for it while it goes on.
 pub(crate) const IDLE_BUFFERS: usize = 8;
