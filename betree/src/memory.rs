@@ -36,8 +36,6 @@ const RETURN: usize = 4;
 const IDLE: Duration = Duration::from_secs(2);
 /// Rows may grow by this part of the caches until the next round; what they have not filled yet is the pages'.
 const ROWS_STEP: usize = 16;
-/// At least: what the row cache of the smallest budget takes to begin.
-const LEAST_ROWS_STEP: usize = 128 << 10;
 /// Rows keep their part of the caches after this long without a point read.
 const ROWS_STAY: Duration = Duration::from_secs(10);
 
@@ -187,7 +185,7 @@ impl Shared {
         #[cfg(feature = "fuzzing")]
         let live = if self.memory.rows_anyway.load(Relaxed) { live.max(cache as u64 + 1) } else { live };
         let most = if pointwise { row_limit(cache, live, self.pins.bytes()) } else { 0 };
-        let rows = most.min(self.rows.stats().bytes + (cache / ROWS_STEP).max(LEAST_ROWS_STEP));
+        let rows = most.min(self.rows.stats().bytes + (cache / ROWS_STEP).max(self.rows.least_step()));
         self.rows.set_limit(rows);
         let pages = cache.saturating_sub(rows).saturating_sub(self.pins.bytes());
         self.pager.set_cache_bytes(pages.max(cache / 8));

@@ -31,6 +31,8 @@ use crate::types::{KeyspaceId, Seqno};
 const MAX_SHARDS: usize = 64;
 /// The least memory that is worth a shard of its own.
 const SHARD_BYTES: usize = 2 << 20;
+/// What a shard takes to begin: a chunk for each of its queues.
+const LEAST_SHARD: usize = 128 << 10;
 
 /// Names a row, with the hash of its key.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,11 @@ impl Rows {
         let count = 1 << (most / SHARD_BYTES).clamp(1, MAX_SHARDS).ilog2();
         let shards = (0..count).map(|_| Mutex::new(Shard::default())).collect();
         Rows { shards, limit: AtomicUsize::new(0) }
+    }
+
+    /// By so much at least the limit has to grow at a time: with less, no shard could begin.
+    pub(crate) fn least_step(&self) -> usize {
+        self.shards.len() * LEAST_SHARD
     }
 
     /// The row of `key`, and as of when.
