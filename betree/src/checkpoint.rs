@@ -24,7 +24,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use betree_pager::{BLOCK, Extent, PageKind, Pager};
+use betree_pager::{BLOCK, Extent, Keep, PageKind, Pager};
 use betree_storage::AlignedBuf;
 use betree_wal::Lsn;
 
@@ -241,7 +241,7 @@ impl Shared {
     /// Gives back what only work to come would use: free space of the data file, and spare log files. Failures do no harm.
     pub(crate) fn leave_little_space(&self) {
         self.pager.foresee(0);
-        while self.pager.give_back() > 0 {}
+        while self.pager.give_back(Keep::Least) > 0 {}
         self.wal.remove_spares();
     }
 

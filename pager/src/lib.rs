@@ -45,6 +45,7 @@ pub use options::Options;
 pub use pager::Pager;
 pub use read::PageRef;
 pub use reads::{Arrived, PageReads};
+pub use space::Keep;
 pub use stats::{CacheStats, KindStats, Stats};
 pub use superblock::{MAX_PAYLOAD, Superblock};
 

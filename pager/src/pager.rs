@@ -158,13 +158,19 @@ impl Pager {
         self.0.space.reserve_bytes()
     }
 
-    /// Gives free space back to the device, all but what was promised and the reserve: when others need it, and when the database is left
-    /// alone. What is free now is free for the durable checkpoint as well. Returns the bytes given back: the largest free ranges go first,
+    /// Gives free space back to the device, all but what was promised, the reserve, and what `keep` says: when others need it, and when the database is
+    /// left alone. What is free now is free for the durable checkpoint as well. Returns the bytes given back: the largest free ranges go first,
     /// a bounded number at a time.
-    pub fn give_back(&self) -> u64 {
-        let given = self.0.space.give_back(Keep::Least, |state| self.0.storage.reached(state));
+    pub fn give_back(&self, keep: Keep) -> u64 {
+        let given = self.0.space.give_back(keep, |state| self.0.storage.reached(state));
         self.0.counters.given_back_bytes.fetch_add(given, Relaxed);
         given
+    }
+
+    /// Checkpoints published since the file was opened.
+    #[must_use]
+    pub fn publications(&self) -> u64 {
+        self.0.counters.publishes.load(Relaxed)
     }
 
     fn claim(&self, len: usize, claim: Claim) -> Result<Extent> {

@@ -41,8 +41,10 @@ const FIRST: u64 = AREA / BLOCK_U64;
 const MAX_GROWTH: u64 = (256 << 20) / BLOCK_U64;
 /// Large files grow by this fraction of their length.
 const GROWTH_FRACTION: u64 = 64;
-/// Holes are punched when free space is more than this fraction of the file.
+/// While the file is in use holes are punched when free space is more than this fraction of it.
 const PUNCH_FRACTION: u64 = 4;
+/// At rest what is kept for the writes that will come is this fraction of what is in use.
+const REST_FRACTION: u64 = 8;
 /// The most holes punched at one checkpoint, so that it does not take long.
 const MAX_PUNCHES: usize = 64;
 /// Shorter holes are not worth a system call, unless the device is full.
@@ -63,9 +65,11 @@ pub(crate) enum Claim {
 
 /// How much free space stays backed when space is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Keep {
-    /// A share of the file, so that it is not punched and backed again all the time.
+pub enum Keep {
+    /// A quarter of the file, and what lies in pieces shorter than it grows by, so that it is not punched and backed again all the time.
     Share,
+    /// An eighth of what is in use: the file is at rest, but will be written to again.
+    Little,
     /// Nothing but what was promised, and the reserve: others need the device's space.
     Least,
 }
@@ -434,14 +438,19 @@ impl Space {
     /// Gives the largest free ranges back to the device while free space is out of proportion. `resize` is held.
     fn punch_holes(&self, keep: Keep) -> u64 {
         let mut punched = 0;
-        let (fraction, shortest) = match keep {
-            Keep::Share => (PUNCH_FRACTION, self.min_growth),
-            Keep::Least => (u64::MAX, SHORTEST_HOLE.min(self.min_growth)),
+        let shortest = match keep {
+            Keep::Share => self.min_growth,
+            Keep::Little | Keep::Least => SHORTEST_HOLE.min(self.min_growth),
         };
         for _ in 0..MAX_PUNCHES {
             let range = {
                 let mut map = self.map.lock();
-                let keep = (map.end / fraction).max(self.reserve + map.promised() + map.foreseen);
+                let share = match keep {
+                    Keep::Share => map.end / PUNCH_FRACTION,
+                    Keep::Little => map.owned / REST_FRACTION,
+                    Keep::Least => 0,
+                };
+                let keep = share.max(self.reserve + map.promised() + map.foreseen);
                 if map.backed.total() <= keep {
                     break;
                 }

@@ -11,7 +11,7 @@
 //! are compacted, so that space comes back and scans read only what is there. Range deletes go down to them first. So are those on which iterators have
 //! spent as many bytes, read from runs above the base, as their compaction reads and writes ([`Crossed`](crate::node::Crossed)): whatever is read afterwards,
 //! no more than twice the bytes are moved that the better of the two, to merge at once or never, would have moved. What waits for inner children is
-//! passed on by the same rule.
+//! passed on by the same rule. When all is settled, free space goes back to the device.
 //!
 //! Cost of a look: one comparison per inner node, since a node remembers its [`Census`](crate::node::Census), and one per child of the node chosen.
 
@@ -228,7 +228,8 @@ impl Shared {
         None
     }
 
-    /// At rest: the leaf that holds most garbage for its size, and at the end, and now and then, a checkpoint, without which no space comes back.
+    /// At rest: the leaf that holds most garbage for its size; at the end, and now and then, a checkpoint, without which no space becomes free; then what is
+    /// free goes back to the device, some at a time, so that a writer that comes meanwhile does not wait long for blocks.
     fn pick_to_settle(&self, inner: &mut Inner) -> Option<(Claim, Task)> {
         if !self.memory.at_rest(self.storage.now()) {
             return None;
@@ -245,6 +246,12 @@ impl Shared {
         if inner.changed >= checkpoint && !inner.claims.contains(&Claim::Checkpoint) {
             inner.changed = 0;
             return Some((Claim::Checkpoint, Task::Checkpoint));
+        }
+        if worst.is_none()
+            && inner.claims.is_empty()
+            && inner.given_back_at != Some(self.pager.publications())
+        {
+            return Some((Claim::GiveBack, Task::GiveBack));
         }
         worst.map(|(_, claim, task)| (claim, task))
     }
@@ -294,6 +301,10 @@ mod tests {
         while db.run_background()? {}
         let after = db.stats();
         assert!(before.data_live_bytes > 2 * after.data_live_bytes, "{before:?}\n{after:?}");
+        let (space, reserve) = (db.shared().pager.stats(), db.shared().pager.reserve_bytes());
+        assert!(space.free_bytes - space.unbacked_bytes <= reserve + (64 << 10), "{space:?}");
+        disk.pause(Duration::from_secs(5));
+        assert!(!db.run_background()?, "what is free was given back");
         db.check()?;
         let rows = db.keyspace("records")?.iter().collect::<Result<Vec<_>>>()?;
         assert_eq!(rows.len(), 4000);

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use betree_pager::{Pager, PagerIo};
+use betree_pager::{Keep, Pager, PagerIo};
 use betree_storage::primitives::{Condvar, Mutex, give_way, thread};
 
 use self::request::Requests;
@@ -73,6 +73,8 @@ struct Inner {
     failed: HashSet<Claim>,
     /// Messages written when a task last found no space: until there are more, leaves are not settled.
     unsettled_at: Option<u64>,
+    /// Publications of the pager when at rest no free space was left to be given back: until there are more, there is none.
+    given_back_at: Option<u64>,
     stop: bool,
     error: Option<Error>,
     retry_at: Option<Instant>,
@@ -211,8 +213,7 @@ impl Shared {
             }
             Task::GiveBack => {
                 begun();
-                self.pager.give_back();
-                self.wal.remove_spares();
+                self.give_back();
             }
             Task::Warm => {
                 begun();
@@ -221,6 +222,19 @@ impl Shared {
             }
         }
         Ok(None)
+    }
+
+    /// Gives some of the free space back to the device: to others if it is full, or since nobody writes.
+    fn give_back(&self) {
+        if self.scheduler.squeezing() {
+            self.pager.give_back(Keep::Least);
+            self.wal.remove_spares();
+            return;
+        }
+        let publications = self.pager.publications();
+        if self.pager.give_back(Keep::Little) == 0 {
+            self.scheduler.inner.lock().given_back_at = Some(publications);
+        }
     }
 
     /// Picks one task and carries it out, but for waiting for its writes. False: there was none.

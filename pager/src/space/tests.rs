@@ -110,6 +110,25 @@ fn others_get_everything_back_but_reserve_and_promise() {
 }
 
 #[test]
+fn at_rest_all_goes_back_but_an_eighth_of_what_is_in_use() {
+    let (sim, space) = space(STEP);
+    let piece = STEP;
+    let mut all: Vec<_> = (0..40).map(|_| space.allocate(piece, Claim::Ordinary).unwrap()).collect();
+    let kept: Vec<_> = all.iter().step_by(2).copied().collect();
+    all.retain(|range| !kept.contains(range));
+    all.into_iter().for_each(|range| space.release(range));
+    space.pin_length();
+    let used = sim.used_bytes();
+    while space.give_back(Keep::Little, |_| ()) > 0 {}
+    let (_, owned, backed, _) = space.usage();
+    assert_eq!(owned, 20 * piece * BLOCK_U64);
+    let least = STEP * BLOCK_U64;
+    let most = (owned / 8).max(2 * STEP * BLOCK_U64) + piece * BLOCK_U64;
+    assert!((least..=most).contains(&backed), "{backed}");
+    assert!(sim.used_bytes() + 15 * piece * BLOCK_U64 < used, "{} {used}", sim.used_bytes());
+}
+
+#[test]
 fn threads_that_allocate_and_drop_at_once_never_share_a_block() {
     let (_sim, space) = space(STEP);
     let owners = Mutex::new(BTreeMap::<u64, u64>::new());
