@@ -56,15 +56,9 @@ impl Shared {
             let mut head = RecordHead::of_batch(first, 1);
             head.message(state.id, message);
             let parts = [head.bytes(), message.key, message.value];
-            // The table's lock is not held while the log waits for memory or the device; but should the durable end of the log move between the
-            // question and the append, just when no window is ready, readers wait once for what the log does, which needs no table.
-            let at_once = commit.appender.takes_at_once(head.bytes().len() + bytes);
-            let ready = at_once.then(|| active.table.expect(first, message.key));
+            let ready = active.table.expect(first, message.key);
             end = self.log(&mut commit, &parts, nature, durability, &[active])?;
-            match ready {
-                Some(ready) => ready.apply(message),
-                None => active.table.apply_one(first, message),
-            }
+            ready.apply(message);
             self.charge(&mut commit, active, cost, means);
             commit.next = Seqno(first.0 + 1);
             self.visible.store(first.0, Ordering::Release);

@@ -12,6 +12,7 @@ mod error;
 mod file;
 mod frames;
 mod latch;
+mod locks;
 mod pool;
 mod portable;
 pub mod prefetch;

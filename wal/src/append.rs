@@ -91,13 +91,7 @@ impl Appender {
         self.append_as(parts, Claim::Reserved)
     }
 
-    /// Whether a record of `len` bytes would be appended now by no more than copies to memory.
-    #[inline]
-    #[must_use]
-    pub fn takes_at_once(&self, len: usize) -> bool {
-        self.is_plain(len, self.shared.durable.load(Ordering::Relaxed), Claim::Ordinary)
-    }
-
+    /// Whether a record of `len` bytes is appended by no more than copies to memory.
     #[inline]
     fn is_plain(&self, len: usize, durable: u64, claim: Claim) -> bool {
         durable == self.marked

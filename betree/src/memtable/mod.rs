@@ -6,8 +6,8 @@
 //!
 //! REQUIRES one writer at a time (the commit lock) and Seqnos that ascend over all calls of `apply`. Readers, any number,
 //! ask for a Seqno whose batch has been applied whole. Locks: `state` guards tree and range deletes, is taken for
-//! writing by `apply` for at most [`STRETCH`] messages at once and by `expect` while a record is copied into the log, for reading by lookups; values are copied outside it, as
-//! arena entries never move. Only the log takes locks while it is held, of its own.
+//! writing by `apply` for at most [`STRETCH`] messages at once, for reading by lookups and by the writer while it looks for the place of a single message,
+//! which stays right until it adds it; values are copied outside it, as arena entries never move. No other locks are taken while it is held.
 
 mod arena;
 mod cursor;
@@ -25,7 +25,7 @@ mod tests;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use betree_storage::primitives::{RwLock, RwLockWriteGuard};
+use betree_storage::primitives::RwLock;
 use bytes::Bytes;
 
 use arena::{Arena, ArenaWriter, Entry, Loc};
@@ -113,9 +113,8 @@ impl Memtable {
     /// Gets ready for one message, whose place the processor then fetches while the caller does something else.
     #[inline]
     pub(crate) fn expect(&self, seqno: Seqno, key: &[u8]) -> Expecting<'_> {
-        let state = self.state.write();
-        let way = state.tree.way(&self.arena, key, seqno);
-        Expecting { table: self, state, seqno, way }
+        let way = self.state.read().tree.way(&self.arena, key, seqno);
+        Expecting { table: self, seqno, way }
     }
 
     fn add(&self, state: &mut State, seqno: Seqno, message: MessageRef<'_>, way: Option<&Way>) {
@@ -211,10 +210,9 @@ impl Memtable {
     }
 }
 
-/// A memtable that waits for one message, locked: readers wait as well, so what the caller does meanwhile must be short.
+/// A memtable that waits for one message. REQUIRES: nothing else is added before it.
 pub(crate) struct Expecting<'a> {
     table: &'a Memtable,
-    state: RwLockWriteGuard<'a, State>,
     seqno: Seqno,
     way: Way,
 }
@@ -222,9 +220,10 @@ pub(crate) struct Expecting<'a> {
 impl Expecting<'_> {
     /// Adds the message. REQUIRES the key that was announced, and as for [`Memtable::apply`].
     #[inline]
-    pub(crate) fn apply(mut self, message: MessageRef<'_>) {
-        self.table.add(&mut self.state, self.seqno, message, Some(&self.way));
-        self.table.bytes.store(self.state.bytes(), Ordering::Relaxed);
+    pub(crate) fn apply(self, message: MessageRef<'_>) {
+        let mut state = self.table.state.write();
+        self.table.add(&mut state, self.seqno, message, Some(&self.way));
+        self.table.bytes.store(state.bytes(), Ordering::Relaxed);
     }
 }
 
