@@ -206,6 +206,7 @@ pub(crate) fn flush_memtable(
     let mut cuts = Cuts::new(&root, options);
     let mut writer = RunWriter::new(
         &shared.pager,
+        &shared.pins,
         &mut io.write,
         shared.writing_options(*options),
         shared.filter_room(),
@@ -252,7 +253,7 @@ fn rewriter<'a>(
     written: &'a Counter,
 ) -> RunWriter<'a> {
     let (options, room) = (shared.writing_options(options), shared.filter_room());
-    RunWriter::new(&shared.pager, io, options, room, Purpose::Rewrite, written)
+    RunWriter::new(&shared.pager, &shared.pins, io, options, room, Purpose::Rewrite, written)
 }
 
 /// Merges what is pending for an inner child into one run in the child's buffer. `begun` is called when the first reads are done; the writes are in

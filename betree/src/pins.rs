@@ -6,6 +6,9 @@
 //! After some reads that missed a block all are read ahead of their use, if all have room: a database just opened is then warm after a moment, and not
 //! after a read of every part of it.
 //!
+//! While there are point reads, new segments hold theirs from the beginning: beside a load at full speed runs are replaced faster than they are read, and a get
+//! would read more blocks than pages.
+//!
 //! Blocks lie side by side in huge pages where there are some (`Slabs` of `storage`): a path asks five filters, each in another place.
 //!
 //! Invariant `pins.charged_once`: the slabs' bytes are what segments hold; a block is charged until the last reader of it is gone, also when its segment
@@ -16,7 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 
 use arc_swap::{ArcSwapOption, Guard};
-use betree_pager::Pager;
+use betree_pager::{Page, PageKind, Pager};
 use betree_storage::Slabs;
 
 use crate::node::Node;
@@ -50,6 +53,8 @@ pub(crate) struct Pins {
     slabs: Slabs,
     /// Reads so far that blocks not at hand may have held up: up to [`WARM_AFTER`], or [`WARMED`].
     demand: AtomicUsize,
+    /// Whether there are point reads.
+    in_use: AtomicBool,
 }
 
 /// Reads that make it worth while to have all blocks at hand: whoever opens a database for a few is left alone.
@@ -63,6 +68,11 @@ impl Pins {
     /// Whether `bytes` more may be held.
     pub(crate) fn has_room(&self, bytes: usize) -> bool {
         self.slabs.has_room(bytes)
+    }
+
+    /// Says whether there are point reads.
+    pub(crate) fn set_in_use(&self, in_use: bool) {
+        self.in_use.store(in_use, Relaxed);
     }
 
     /// Takes note of a read that may have to wait for blocks.
@@ -123,6 +133,17 @@ impl Pins {
             segment.pin.asked.store(true, Relaxed);
             segment.pin.held.store(Some(Arc::new(meta)));
         }
+    }
+
+    /// The same for a segment that was just laid out, with the sealed bytes of its block, if there are point reads. Whether it holds it.
+    pub(crate) fn pin_new(&self, segment: &Segment, meta: &[u8]) -> bool {
+        if self.in_use.load(Relaxed)
+            && self.has_room(meta.len())
+            && let Ok(meta) = segment.parse_meta(Page::copy_of(meta, PageKind::Meta))
+        {
+            self.pin(segment, &meta);
+        }
+        segment.pin.held.load().is_some()
     }
 
     /// Sets the limit, and lets go what is over it in the trees of these roots.
@@ -202,6 +223,34 @@ mod tests {
         trim(limit);
         assert!((limit - held / 4..=limit).contains(&pins.bytes()), "{} of {limit} bytes", pins.bytes());
         read_all()?;
+        Ok(())
+    }
+
+    #[test]
+    fn new_segments_hold_their_blocks_while_there_are_point_reads() -> Result<()> {
+        let disk = betree_testkit::SimStorage::new(1);
+        let builder = Db::builder().memory(8 << 20).memtable_bytes(64 << 10).background_threads(0);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        let write = |from: u64| -> Result<()> {
+            for i in from..from + 4000 {
+                keyspace.insert(i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), [7; 50])?;
+                while i % 500 == 0 && db.run_background()? {}
+            }
+            Ok(())
+        };
+        write(0)?;
+        assert_eq!(db.shared().pins.bytes(), 0, "nobody has read anything");
+        keyspace.get([0; 8])?;
+        db.run_background()?;
+        write(4000)?;
+        let root = keyspace.state.peek().root.clone();
+        let (mut held, mut all) = (0, 0);
+        root.visit_segments(&mut |segment| {
+            held += u32::from(segment.pin.get().is_some());
+            all += 1;
+        });
+        assert!(held > 0 && 2 * held >= all, "{held} of {all}");
         Ok(())
     }
 }

@@ -17,7 +17,7 @@ use crate::headed::Headed;
 use crate::message::MessageRef;
 use crate::options::TreeOptions;
 use crate::page::{PageBuilder, Spread};
-use crate::pins::Pin;
+use crate::pins::{Pin, Pins};
 use crate::segment::{META_HEADER, META_ROW, SAMPLE_BYTES, Segment, TYPE_META, separator};
 use crate::stats::Counter;
 
@@ -36,6 +36,7 @@ pub(crate) enum Purpose {
 /// Lays out one run after the other. See the module's text.
 pub(crate) struct RunWriter<'a> {
     pager: &'a Pager,
+    pins: &'a Pins,
     io: &'a mut PagerIo,
     options: TreeOptions,
     filter_room: u64,
@@ -70,6 +71,7 @@ impl<'a> RunWriter<'a> {
     /// `filter_room` is what all filters of the database may take, in bytes; `written` counts the bytes written.
     pub(crate) fn new(
         pager: &'a Pager,
+        pins: &'a Pins,
         io: &'a mut PagerIo,
         options: TreeOptions,
         filter_room: u64,
@@ -78,6 +80,7 @@ impl<'a> RunWriter<'a> {
     ) -> Self {
         RunWriter {
             pager,
+            pins,
             io,
             options,
             filter_room,
@@ -230,8 +233,6 @@ impl<'a> RunWriter<'a> {
             self.hashes[..messages].iter().for_each(|&h| filter::add(filter, h));
         }
         let meta_crc = self.pager.seal(meta, extent.offset() + data_len as u64);
-        self.pager.insert(&extent, data_len as u32, meta, PageKind::Meta);
-
         let segment = Arc::new(Segment {
             extent,
             data_len: data_len as u32,
@@ -244,6 +245,9 @@ impl<'a> RunWriter<'a> {
             samples: std::mem::take(&mut self.samples).into(),
             pin: Pin::default(),
         });
+        if !self.pins.pin_new(&segment, meta) {
+            self.pager.insert(&segment.extent, data_len as u32, meta, PageKind::Meta);
+        }
         self.written.fetch_add((data_len + meta_len) as u64, Relaxed);
         self.wait_until(WRITES_IN_FLIGHT - 1)?;
         self.io.submit_write(&segment.extent, 0, buf, 0);
