@@ -65,7 +65,7 @@ pub struct CompareArgs {
     /// Records per commit of the B-trees.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
     pub batch_btree: u64,
-    /// Seconds after which a load is stopped; the average rate up to then counts.
+    /// Seconds after which a load or a full scan is stopped; the average rate up to then counts.
     #[arg(long, default_value_t = 240)]
     pub max_seconds: u64,
     /// Operations of each phase of reads; scans are a tenth of it.

@@ -318,6 +318,8 @@ impl Stage<'_> {
             operations: if phase == PhaseName::Scan { args.reads.div_ceil(10) } else { args.reads },
             max_seconds: match phase {
                 PhaseName::Load | PhaseName::Overwrite => args.max_seconds,
+                // What `delete-range` left is counted, so that all of it has to be seen.
+                PhaseName::FullScan if !stock.condition.sliced => args.max_seconds,
                 PhaseName::Delete | PhaseName::PutDelete | PhaseName::DeleteRange => 0,
                 PhaseName::Complete | PhaseName::FullScan | PhaseName::Verify | PhaseName::Settle => 0,
                 _ => args.read_seconds,

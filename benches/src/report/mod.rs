@@ -112,7 +112,7 @@ fn describe(text: &mut String, c: &Comparison) {
     };
     let _ = writeln!(
         text,
-        "{} records of {KEY_LEN} + {} bytes ({gib:.2} GiB) in {order} order, {limit}, seed {}. A load is stopped after {} s, and its \
+        "{} records of {KEY_LEN} + {} bytes ({gib:.2} GiB) in {order} order, {limit}, seed {}. A load or a full scan is stopped after {} s, and its \
          average up to then counts. Each phase is a process of its own, and finds an empty page cache unless noted otherwise.\n",
         count(c.records as f64),
         c.value_bytes,

@@ -107,7 +107,7 @@ fn read_rows() -> Vec<Row> {
         row("device reads per get, Zipf", |_, r| reads(r, PhaseName::Zipf)),
         row("**scan of 100 rows** /s", |_, r| rate(r, PhaseName::Scan)),
         row("device reads per scan", |_, r| reads(r, PhaseName::Scan)),
-        row("**full scan**, rows/s, every row checked", |_, r| rate(r, PhaseName::FullScan)),
+        row("**full scan**, rows/s, every row checked", |_, r| full_scan_in(r, Condition::default())),
     ]
 }
 
@@ -194,7 +194,7 @@ fn settled_rows() -> Vec<Row> {
         rate("**get, Zipf 0.99** /s", PhaseName::Zipf),
         rate("**scan of 100 rows** /s", PhaseName::Scan),
         reads("device reads per scan", PhaseName::Scan),
-        rate("**full scan**, rows/s, every row checked", PhaseName::FullScan),
+        row("**full scan**, rows/s, every row checked, settled", |_, r| full_scan_in(r, SETTLED)),
     ]
 }
 
@@ -209,10 +209,8 @@ fn delete_range_rows(c: &Comparison) -> Vec<Row> {
             space(c, r, PhaseName::DeleteRange)
         }),
         rested_row(c, "space per byte of live records, after deletes by range", PhaseName::DeleteRange),
-        row("**full scan** of what they left, rows/s", |_, r| rate_in(r, PhaseName::FullScan, SLICED)),
-        row("**full scan** of what they left, rows/s, settled", |_, r| {
-            rate_in(r, PhaseName::FullScan, SLICED_SETTLED)
-        }),
+        row("**full scan** of what they left, rows/s", |_, r| full_scan_in(r, SLICED)),
+        row("**full scan** of what they left, rows/s, settled", |_, r| full_scan_in(r, SLICED_SETTLED)),
     ]
 }
 
@@ -252,6 +250,11 @@ fn rate(run: &EngineRun, phase: PhaseName) -> Option<String> {
 
 fn rate_in(run: &EngineRun, phase: PhaseName, condition: Condition) -> Option<String> {
     run.phase_in(phase, condition).map(|p| count(p.rate()))
+}
+
+fn full_scan_in(run: &EngineRun, condition: Condition) -> Option<String> {
+    let scan = run.phase_in(PhaseName::FullScan, condition)?;
+    Some(format!("{}{}", count(scan.rate()), if scan.stopped { " (stopped)" } else { "" }))
 }
 
 fn reads(run: &EngineRun, phase: PhaseName) -> Option<String> {
