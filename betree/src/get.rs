@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::task::Poll;
 
-use betree_pager::{Extent, Page, PageKind, PageReads, PageRef as PagerPageRef, Pager};
+use betree_pager::{Extent, MOST_TOGETHER, Page, PageKind, PageReads, PageRef as PagerPageRef, Pager};
 use bytes::Bytes;
 
 use crate::hash::hash;
@@ -71,6 +71,21 @@ impl<'a> Want<'a> {
             kind: self.kind,
             keep: self.keep,
         }
+    }
+}
+
+/// The row that names a data page.
+#[derive(Clone, Copy)]
+pub(crate) struct Near<'a> {
+    meta: &'a Meta,
+    index: usize,
+}
+
+impl Near<'_> {
+    /// The data pages that are read with the wanted one where all data fits the cache.
+    fn pages<'a>(&self, want: &Want<'a>) -> Vec<PagerPageRef<'a>> {
+        let places = self.meta.around(self.index, MOST_TOGETHER);
+        places.map(|place| Want { place, ..*want }.reference()).collect()
     }
 }
 
@@ -157,7 +172,7 @@ impl<'a> Lookup<'a> {
     /// Goes on as far as `fetch` has the pages.
     pub(crate) fn go(
         &mut self,
-        mut fetch: impl FnMut(&Want<'a>) -> Result<Option<Page>>,
+        mut fetch: impl FnMut(&Want<'a>, Option<Near<'_>>) -> Result<Option<Page>>,
     ) -> Result<Progress<'a>> {
         let key = self.key.key;
         while let Some(&Step { run, segment }) = self.path.get(self.next) {
@@ -166,22 +181,23 @@ impl<'a> Lookup<'a> {
                 if pinned.is_none() && self.meta.is_none() {
                     self.reader.pins.demand();
                     let want = Want::meta(segment, self.reader.pins);
-                    let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
+                    let Some(page) = fetch(&want, None)? else { return Ok(Progress::Need(want)) };
                     let meta = segment.parse_meta(page)?;
                     self.reader.pins.pin(segment, &meta);
                     self.meta = Some(meta);
                 }
                 let meta = self.meta.as_ref().or(pinned.as_deref());
                 if let Some(meta) = meta.filter(|meta| meta.may_contain(self.key.key_hash)) {
-                    let near = segment.spread.share(key);
-                    meta.prefetch_rows(near);
-                    let index = meta.page_near(key, near);
+                    let guess = segment.spread.share(key);
+                    meta.prefetch_rows(guess);
+                    let index = meta.page_near(key, guess);
                     let place = meta.place(index).ok_or_else(|| {
                         segment.corrupt(segment.data_len, "meta block", format!("no page {index}"))
                     })?;
                     let want = Want { segment, place, kind: PageKind::Data, keep: true };
                     self.reader.rows.expect(self.key);
-                    let Some(page) = fetch(&want)? else { return Ok(Progress::Need(want)) };
+                    let near = Some(Near { meta, index });
+                    let Some(page) = fetch(&want, near)? else { return Ok(Progress::Need(want)) };
                     let share = meta.share(index, segment, key);
                     share.prefetch(&page);
                     self.base = self.search(segment, place, &page, share)?;
@@ -281,9 +297,10 @@ pub(crate) fn get(
     let found = match Lookup::start(reader, view, key, at) {
         Err(found) => found,
         Ok(mut lookup) => {
-            while let Progress::Need(_) =
-                lookup.go(|want| Ok(Some(reader.pager.get_ref(want.reference())?)))?
-            {}
+            while let Progress::Need(_) = lookup.go(|want, near| {
+                let around = || near.map_or_else(Vec::new, |near| near.pages(want));
+                reader.pager.get_around(want.reference(), around).map(Some).map_err(Error::from)
+            })? {}
             lookup.finish()
         }
     };
@@ -301,7 +318,7 @@ pub(crate) fn attempt(
 ) -> Result<std::result::Result<Option<Bytes>, Missing>> {
     let found = match Lookup::start(reader, view, key, at) {
         Err(found) => found,
-        Ok(mut lookup) => match lookup.go(|want| Ok(fetch(want)))? {
+        Ok(mut lookup) => match lookup.go(|want, _| Ok(fetch(want)))? {
             Progress::Need(want) => return Ok(Err(want.to_missing())),
             Progress::Done => lookup.finish(),
         },
@@ -394,7 +411,7 @@ impl<'a> Waiting<'a> {
         mut page: Option<Page>,
     ) -> Result<Option<Found>> {
         let mut asked = None;
-        let progress = lookup.go(|want| {
+        let progress = lookup.go(|want, _| {
             if let Some(page) = page.take().filter(|page| want.is(page)) {
                 return Ok(Some(page));
             }

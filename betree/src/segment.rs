@@ -229,6 +229,15 @@ impl Meta {
         (at < end && end <= self.data_len).then(|| PageAt { at, len: end - at, crc })
     }
 
+    /// The places of page `index` and of those beside it in the same `bytes` of the data, counted from its begin.
+    pub(crate) fn around(&self, index: usize, bytes: u32) -> impl Iterator<Item = PageAt> {
+        let part = move |index| self.place(index).map(|place| place.at / bytes);
+        let wanted = part(index);
+        let here = move |index: &usize| wanted.is_some() && part(*index) == wanted;
+        let first = (0..index).rev().take_while(here).last().unwrap_or(index);
+        (first..self.pages).take_while(here).filter_map(|index| self.place(index))
+    }
+
     /// `segment.pages_tile_the_data`: the first page that does not begin where the one before ends.
     pub(crate) fn first_gap(&self) -> Option<usize> {
         let mut end = 0;
@@ -361,5 +370,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn around_a_page_are_those_of_the_same_part_of_the_data() {
+        let meta = meta_of(&(0..40u32).map(|page| page.to_be_bytes().to_vec()).collect::<Vec<_>>());
+        let around = |index| meta.around(index, 64 << 10).map(|place| place.at / 4096).collect::<Vec<_>>();
+        assert_eq!(around(16), (16..32).collect::<Vec<_>>());
+        assert_eq!(around(31), around(16));
+        assert_eq!(around(15), (0..16).collect::<Vec<_>>());
+        assert_eq!(around(39), (32..40).collect::<Vec<_>>());
+        assert_eq!(around(40), []);
     }
 }

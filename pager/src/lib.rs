@@ -43,7 +43,7 @@ pub use inspect::{Inspector, SlotState};
 pub use io::{IoCompletion, PagerIo};
 pub use options::Options;
 pub use pager::Pager;
-pub use read::PageRef;
+pub use read::{MOST_TOGETHER, PageRef};
 pub use reads::{Arrived, PageReads};
 pub use space::Keep;
 pub use stats::{CacheStats, KindStats, Stats};

@@ -15,7 +15,7 @@ use crate::pager::Pager;
 use crate::{BLOCK, FILE_NAME};
 
 /// Bytes of neighbouring pages read by one request, if a page is not longer.
-const MOST_TOGETHER: u32 = 64 << 10;
+pub const MOST_TOGETHER: u32 = 64 << 10;
 
 /// Names one page of an extent, with the checksum its parent holds.
 #[derive(Debug, Clone, Copy)]
@@ -79,6 +79,37 @@ impl Pager {
             Some(page) => Ok(page),
             None => self.read_one(&want),
         }
+    }
+
+    /// As [`Pager::get_ref`]. If the page has to be read and the cache has room for everything that is stored, so that all of it will be there one day, what
+    /// `around` names is read with it: itself and pages side by side with it, up to [`MOST_TOGETHER`]. Cost: one read of 64 KiB fills the cache some
+    /// ten times as fast as sixteen of 4 KiB do. What is wrong with a page beside it is left to that page's own read.
+    pub fn get_around<'a>(
+        &self,
+        want: PageRef<'a>,
+        around: impl FnOnce() -> Vec<PageRef<'a>>,
+    ) -> Result<Page> {
+        want.check()?;
+        debug_assert!(want.extent.is_of(&self.0), "an extent of another pager");
+        if let Some(page) = self.0.cache.get(want.key(), want.len, want.expected, want.kind) {
+            return Ok(page);
+        }
+        if self.allocated_bytes() <= self.0.cache.budget() as u64
+            && let Some(page) = self.read_around(&want, &around())
+        {
+            return Ok(page);
+        }
+        self.read_one(&want)
+    }
+
+    /// Reads those of `around` that are not in the cache, among which `want` is; `None` if it did not come.
+    fn read_around(&self, want: &PageRef<'_>, around: &[PageRef<'_>]) -> Option<Page> {
+        let absent = |&index: &usize| around[index].check().is_ok() && self.cached(around[index]).is_none();
+        let missing: Vec<usize> = (0..around.len()).filter(absent).collect();
+        let own = *missing.iter().find(|&&index| around[index].key() == want.key())?;
+        let mut pages = vec![None; around.len()];
+        self.read_many(around, &missing, &mut pages).ok()?;
+        pages[own].take()?.ok()
     }
 
     /// The pages in the order asked for. All that are not cached are read in one batch.

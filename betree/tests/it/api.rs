@@ -552,3 +552,27 @@ fn a_sequential_load_moves_segments_by_reference() -> Done {
     assert_eq!(db.check()?.problems, Vec::<String>::new());
     Ok(())
 }
+
+#[test]
+fn data_that_fits_the_caches_is_read_in_larger_pieces_than_pages() -> betree::Result<()> {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || Db::builder().memory(64 << 20).memtable_bytes(1 << 20).open(dir.path());
+    let key = |i: u64| (i * 1571 % 4000).to_be_bytes();
+    let db = open()?;
+    let records = db.keyspace("r")?;
+    for i in 0..4000 {
+        records.insert(key(i), [i as u8; 1000])?;
+    }
+    db.compact()?;
+    drop(records);
+    db.close()?;
+    let db = open()?;
+    let records = db.keyspace("r")?;
+    for i in 0..4000 {
+        assert_eq!(records.get(key(i))?.as_deref(), Some(&[i as u8; 1000][..]));
+    }
+    // A page holds three or four of these records.
+    let misses = db.stats().cache_misses;
+    assert!(misses < 4000 / 16, "{misses} pages were asked for that were not there");
+    Ok(())
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use betree_pager::{BLOCK, Options, PageKind, PageRef, Pager};
 
-use crate::common::{Random, assert_stamp, disk, fill, small};
+use crate::common::{Random, assert_stamp, disk, fill, refs, small};
 
 #[test]
 fn concurrent_readers_get_the_right_pages_within_the_budget() {
@@ -67,4 +67,34 @@ fn a_reused_place_never_serves_the_former_owners_page() {
     let new = fill(&pager, &second, 2).unwrap();
     assert_stamp(&pager.get(&second, 0, BLOCK as u32, new[0], PageKind::Data).unwrap(), 2);
     assert_stamp(&page, 1);
+}
+
+#[test]
+fn a_page_brings_those_beside_it_while_all_that_is_stored_fits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (pager, _) = Pager::open(disk(&dir), small()).unwrap();
+    let extent = Arc::new(pager.allocate(32 * BLOCK).unwrap());
+    let mut checksums = fill(&pager, &extent, 5).unwrap();
+    checksums[2] ^= 1;
+    let wants = refs(&extent, &checksums);
+    let get = |index: usize| {
+        let beside = &wants[index / 16 * 16..][..16];
+        pager.get_around(wants[index], || beside.to_vec())
+    };
+    assert_stamp(&get(7).unwrap(), 5);
+    assert_eq!((pager.stats().reads, pager.stats().read_bytes), (1, 16 * BLOCK as u64));
+    let cached = || wants.iter().map(|&want| pager.cached(want).is_some()).collect::<Vec<_>>();
+    let expected: Vec<_> = (0..32).map(|index| index < 16 && index != 2).collect();
+    assert_eq!(cached(), expected);
+    assert_stamp(&get(15).unwrap(), 5);
+    assert_eq!(pager.stats().reads, 1);
+    assert!(get(2).unwrap_err().is_corruption());
+    let misses = pager.stats().cache.data.misses;
+    assert_eq!(misses, 2, "what is read beside a page was not looked for");
+    // The file keeps its pages, the cache is smaller than they are.
+    pager.set_cache_bytes(31 * BLOCK);
+    let before = pager.stats().reads;
+    assert_stamp(&get(20).unwrap(), 5);
+    assert_stamp(&get(21).unwrap(), 5);
+    assert_eq!(pager.stats().reads, before + 2);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use betree_pager::{BLOCK, Extent, Options, Page, PageKind, Pager};
+use betree_pager::{BLOCK, Extent, Options, Page, PageKind, PageRef, Pager};
 use betree_storage::{AlignedBuf, Backend, DiskStorage, Storage};
 
 /// Grows in steps of 16 blocks, without a reserve.
@@ -35,6 +35,15 @@ pub fn fill(pager: &Pager, extent: &Arc<Extent>, stamp: u64) -> betree_pager::Re
     }
     io.finish()?;
     Ok(checksums)
+}
+
+/// The pages of one block each that [`fill`] wrote, to be kept when they are read.
+pub fn refs<'a>(extent: &'a Extent, checksums: &[u32]) -> Vec<PageRef<'a>> {
+    let place = |(at, &expected)| {
+        let (at, len) = ((at * BLOCK) as u32, BLOCK as u32);
+        PageRef { extent, at, len, expected, kind: PageKind::Data, keep: true }
+    };
+    checksums.iter().enumerate().map(place).collect()
 }
 
 /// Reads a page written by [`fill`].

@@ -8,7 +8,7 @@ use betree_pager::{BLOCK, Error, Extent, FILE_NAME, PageKind, PageRef, Pager, Pa
 use betree_storage::Storage;
 use betree_testkit::SimStorage;
 
-use crate::common::{assert_stamp, disk, fill, page_bytes, read, small};
+use crate::common::{assert_stamp, disk, fill, page_bytes, read, refs, small};
 
 #[test]
 fn pages_written_by_the_bulk_channel_are_read_one_by_one_and_in_batches() {
@@ -19,16 +19,7 @@ fn pages_written_by_the_bulk_channel_are_read_one_by_one_and_in_batches() {
     let checksums = fill(&pager, &extent, 9).unwrap();
     let first = read(&pager, &extent, 0, checksums[0]).unwrap();
     assert_stamp(&first, 9);
-    let wants: Vec<_> = (0..100)
-        .map(|i| PageRef {
-            extent: &extent,
-            at: (i * BLOCK) as u32,
-            len: BLOCK as u32,
-            expected: checksums[i],
-            kind: PageKind::Data,
-            keep: true,
-        })
-        .collect();
+    let wants = refs(&extent, &checksums);
     for page in pager.get_many(&wants) {
         assert_stamp(&page.unwrap(), 9);
     }
