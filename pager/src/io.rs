@@ -1,7 +1,7 @@
 //! The bulk channel: reads and writes of extents past the cache, many in flight.
 //!
 //! Used by flush, compaction and write-back, one channel per thread, and by those who read ahead for somebody. Requests are queued and handed over in batches,
-//! by a background channel one at a time while somebody waits for reads ([`crate::foreground`]).
+//! by a background channel few at a time while somebody waits for reads ([`crate::foreground`]).
 //! Every request holds its extent until it completes, so that blocks are never freed, and allocated to somebody else,
 //! under a write.
 
@@ -38,7 +38,7 @@ pub struct PagerIo {
     held: HashMap<u64, (u64, Arc<Extent>)>,
     next: u64,
     background: bool,
-    /// Whether it is one request, in pieces, that is handed over at a time.
+    /// Whether requests are handed over a few at a time, in pieces.
     gives_way: bool,
     shared: Arc<Shared>,
 }
@@ -60,7 +60,7 @@ impl Pager {
         self.channel(false)
     }
 
-    /// A new bulk channel for background work: while somebody reads it has one request in flight.
+    /// A new bulk channel for background work: while somebody reads it has few requests in flight.
     pub fn background_io(&self) -> Result<PagerIo> {
         self.channel(true)
     }
@@ -133,8 +133,12 @@ impl PagerIo {
         }
         if !give_way {
             self.ring.submit(&mut self.queued);
-        } else if self.ring.in_flight() == 0 {
-            self.ring.submit(&mut vec![self.queued.remove(0)]);
+            return;
+        }
+        let room = self.shared.foreground.requests().saturating_sub(self.ring.in_flight());
+        if room > 0 {
+            let next = self.queued.drain(..room.min(self.queued.len()));
+            self.ring.submit(&mut next.collect());
         }
     }
 

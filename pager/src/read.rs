@@ -169,26 +169,27 @@ impl Pager {
         page
     }
 
-    /// Background work reads page indexes in this way too, but data by channels.
-    pub(crate) fn note_reading(&self, kind: PageKind) {
-        if kind == PageKind::Data {
-            self.0.foreground.reads(&*self.0.storage);
-        }
-    }
-
     fn read_one(&self, want: &PageRef<'_>) -> Result<Page> {
-        self.note_reading(want.kind);
         self.0.counters.read(want.len as usize);
         if let Some(mut frame) = self.0.frames.take(want.len as usize) {
-            self.0.file.read_at(want.file_offset(), &mut frame)?;
+            self.read_into(want, &mut frame)?;
             self.verify(&frame, want.file_offset(), want.expected)?;
             return Ok(self.keep(want, Page::of_frame(frame, want.kind)));
         }
         let mut buf = self.0.buffers.get(want.len as usize);
-        let read = self.0.file.read_at(want.file_offset(), &mut buf);
-        let page = read.map_err(Error::from).and_then(|()| self.accept(want, &buf));
+        let page = self.read_into(want, &mut buf).and_then(|()| self.accept(want, &buf));
         self.0.buffers.put(buf);
         page
+    }
+
+    fn read_into(&self, want: &PageRef<'_>, bytes: &mut [u8]) -> Result<()> {
+        let mut read = || self.0.file.read_at(want.file_offset(), bytes);
+        // Background work reads page indexes in this way too, but data by channels.
+        match want.kind {
+            PageKind::Data => self.0.foreground.timed(&*self.0.storage, read)?,
+            PageKind::Meta | PageKind::Node => read()?,
+        }
+        Ok(())
     }
 
     /// Reads `missing`, indexes into `wants`, and fills their places in `pages`.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use betree_storage::{AlignedBuf, Completion, Request, Ring};
 
-use crate::cache::Page;
+use crate::cache::{Page, PageKind};
 use crate::error::{Error, Result};
 use crate::pager::Pager;
 use crate::read::{PageRef, check_bounds};
@@ -70,7 +70,9 @@ impl PageReads<'_> {
                 None => self.pager.0.storage.ring(READS_AT_ONCE)?,
             });
         }
-        self.pager.note_reading(first.kind);
+        if first.kind == PageKind::Data {
+            self.pager.0.foreground.reads(&*self.pager.0.storage);
+        }
         self.pager.0.counters.read(len);
         let buf = self.pager.0.buffers.get(len);
         let (file, offset) = (Arc::clone(&self.pager.0.file), first.file_offset());

@@ -173,7 +173,7 @@ fn completed_at_once(io: &mut PagerIo, extent: &Arc<Extent>) -> Vec<usize> {
 }
 
 #[test]
-fn a_background_channel_has_one_request_in_flight_while_somebody_reads() {
+fn a_background_channel_has_few_requests_in_flight_while_somebody_reads() {
     // The simulated disk may complete all that is in flight when one is waited for.
     let disk = SimStorage::new(5);
     let (pager, _) = Pager::open(disk.as_storage(), small()).unwrap();
@@ -195,6 +195,21 @@ fn a_background_channel_has_one_request_in_flight_while_somebody_reads() {
     background.wait(12, &mut done);
     assert_eq!(done.len(), 12);
     assert!(done.iter().all(|completion| completion.buf[..] == page_bytes(completion.token)[..]));
+
+    // As long as reads are quick there may be a few.
+    let apart = Arc::new(pager.allocate(BLOCK).unwrap());
+    let sums = fill(&pager, &apart, 2).unwrap();
+    let unkept = PageRef { keep: false, ..refs(&apart, &sums)[0] };
+    for _ in 0..300 {
+        pager.get_ref(unkept).unwrap();
+    }
+    let beside_quick_reads = completed_at_once(&mut background, &extent);
+    assert!(beside_quick_reads.iter().any(|&count| count > 1), "{beside_quick_reads:?}");
+    assert!(beside_quick_reads.iter().all(|&count| count <= 4), "{beside_quick_reads:?}");
+    // Reads that nobody times are no reason to have more than one.
+    foreground.submit_read(&extent, 0, BLOCK, 0);
+    foreground.finish().unwrap();
+    assert_eq!(completed_at_once(&mut background, &extent), [1; 12]);
 
     // A read that the cache answers is none, and after a while nobody is expected.
     disk.pause(Duration::from_secs(2));
