@@ -260,7 +260,10 @@ impl Stage<'_> {
         threads: u64,
         stock: &mut Stock,
     ) -> Result<()> {
-        if phase != PhaseName::Load && !self.args.warm && drop_page_cache(dir)? == Dropped::Files {
+        if phase == PhaseName::Load {
+            // What the machine did before is not what an engine's first seconds are to be measured by.
+            nix::unistd::sync();
+        } else if !self.args.warm && drop_page_cache(dir)? == Dropped::Files {
             run.note("page cache dropped by advice on the files only");
         }
         // Completing is not measured, so it may take the memory it likes.

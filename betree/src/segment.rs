@@ -229,13 +229,14 @@ impl Meta {
         (at < end && end <= self.data_len).then(|| PageAt { at, len: end - at, crc })
     }
 
-    /// The places of page `index` and of those beside it in the same `bytes` of the data, counted from its begin.
+    /// The places of page `index` and of those beside it in the same `bytes` of the data, counted from its begin, without any that is longer than that.
     pub(crate) fn around(&self, index: usize, bytes: u32) -> impl Iterator<Item = PageAt> {
         let part = move |index| self.place(index).map(|place| place.at / bytes);
         let wanted = part(index);
         let here = move |index: &usize| wanted.is_some() && part(*index) == wanted;
         let first = (0..index).rev().take_while(here).last().unwrap_or(index);
-        (first..self.pages).take_while(here).filter_map(|index| self.place(index))
+        let places = (first..self.pages).take_while(here).filter_map(|index| self.place(index));
+        places.filter(move |place| place.len <= bytes)
     }
 
     /// `segment.pages_tile_the_data`: the first page that does not begin where the one before ends.
@@ -329,18 +330,24 @@ mod tests {
 
     /// A meta block without a filter, of pages of one block each.
     fn meta_of(separators: &[Vec<u8>]) -> Meta {
+        meta_of_pages(separators, |_| 1)
+    }
+
+    /// The same, of pages of as many blocks as `blocks` says.
+    fn meta_of_pages(separators: &[Vec<u8>], blocks: impl Fn(usize) -> u32) -> Meta {
         let mut bytes = vec![0; META_HEADER];
-        let (mut keys, mut rows) = (Vec::new(), Vec::new());
-        for (block, separator) in separators.iter().enumerate() {
+        let (mut keys, mut rows, mut block) = (Vec::new(), Vec::new(), 0);
+        for (page, separator) in separators.iter().enumerate() {
             keys.extend_from_slice(separator);
-            rows.extend([block as u32, 0, keys.len() as u32].into_iter().flat_map(u32::to_le_bytes));
+            rows.extend([block, 0, keys.len() as u32].into_iter().flat_map(u32::to_le_bytes));
+            block += blocks(page);
         }
         bytes[4] = TYPE_META;
         bytes[8..12].copy_from_slice(&(separators.len() as u32).to_le_bytes());
         bytes[16..20].copy_from_slice(&(keys.len() as u32).to_le_bytes());
         bytes.extend(rows);
         bytes.extend(keys);
-        let data_len = (separators.len() * BLOCK) as u32;
+        let data_len = block * BLOCK as u32;
         Meta::parse(Page::copy_of(&bytes, PageKind::Meta), 0, data_len).unwrap()
     }
 
@@ -374,12 +381,21 @@ mod tests {
 
     #[test]
     fn around_a_page_are_those_of_the_same_part_of_the_data() {
-        let meta = meta_of(&(0..40u32).map(|page| page.to_be_bytes().to_vec()).collect::<Vec<_>>());
-        let around = |index| meta.around(index, 64 << 10).map(|place| place.at / 4096).collect::<Vec<_>>();
-        assert_eq!(around(16), (16..32).collect::<Vec<_>>());
-        assert_eq!(around(31), around(16));
-        assert_eq!(around(15), (0..16).collect::<Vec<_>>());
-        assert_eq!(around(39), (32..40).collect::<Vec<_>>());
-        assert_eq!(around(40), []);
+        let separators = (0..40u32).map(|page| page.to_be_bytes().to_vec()).collect::<Vec<_>>();
+        let around = |meta: &Meta, index| {
+            let places = meta.around(index, 64 << 10).map(|place| place.at / BLOCK as u32);
+            places.collect::<Vec<_>>()
+        };
+        let even = meta_of(&separators);
+        assert_eq!(around(&even, 16), (16..32).collect::<Vec<_>>());
+        assert_eq!(around(&even, 31), around(&even, 16));
+        assert_eq!(around(&even, 15), (0..16).collect::<Vec<_>>());
+        assert_eq!(around(&even, 39), (32..40).collect::<Vec<_>>());
+        assert_eq!(around(&even, 40), []);
+        // The one with a large value is left to who asks for it.
+        let uneven = meta_of_pages(&separators, |page| if page == 20 { 17 } else { 1 });
+        assert_eq!(around(&uneven, 17), [16, 17, 18, 19]);
+        assert_eq!(around(&uneven, 20), around(&uneven, 17));
+        assert_eq!(around(&uneven, 21), (37..48).collect::<Vec<_>>());
     }
 }
