@@ -4,10 +4,13 @@
 //! bytes. That is rarer and cheaper than making every miss wait on a shared table.
 //!
 //! Single misses use one blocking read, straight into the frame that the cache will hold; where all that is stored fits the cache, one of what lies
-//! around the page. Several are in flight together (`reads`); pages that lie side by
-//! side are one request.
+//! around the page. Pages that lie side by side are one request: alone it is a blocking read into the frames of all, and several are in flight
+//! together (`reads`).
 
+use std::io::IoSliceMut;
 use std::ops::Range;
+
+use betree_storage::Frame;
 
 use crate::cache::{Key, Page, PageKind};
 use crate::error::{Error, Result};
@@ -171,26 +174,32 @@ impl Pager {
     }
 
     fn read_one(&self, want: &PageRef<'_>) -> Result<Page> {
-        self.0.counters.read(want.len as usize);
         if let Some(mut frame) = self.0.frames.take(want.len as usize) {
-            self.read_into(want, &mut frame)?;
-            self.verify(&frame, want.file_offset(), want.expected)?;
-            return Ok(self.keep(want, Page::of_frame(frame, want.kind)));
+            self.read_into(want, &mut [IoSliceMut::new(&mut frame)])?;
+            return self.accept_frame(want, frame);
         }
         let mut buf = self.0.buffers.get(want.len as usize);
-        let page = self.read_into(want, &mut buf).and_then(|()| self.accept(want, &buf));
+        let read = self.read_into(want, &mut [IoSliceMut::new(&mut buf)]);
+        let page = read.and_then(|()| self.accept(want, &buf));
         self.0.buffers.put(buf);
         page
     }
 
-    fn read_into(&self, want: &PageRef<'_>, bytes: &mut [u8]) -> Result<()> {
-        let mut read = || self.0.file.read_at(want.file_offset(), bytes);
+    /// Fills the buffers from where `first` begins, by one blocking read.
+    fn read_into(&self, first: &PageRef<'_>, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        self.0.counters.read(bufs.iter().map(|buf| buf.len()).sum());
+        let mut read = || self.0.file.read_vectored_at(first.file_offset(), bufs);
         // Background work reads page indexes in this way too, but data by channels.
-        match want.kind {
+        match first.kind {
             PageKind::Data => self.0.foreground.timed(&*self.0.storage, read)?,
             PageKind::Meta | PageKind::Node => read()?,
         }
         Ok(())
+    }
+
+    /// A frame for each of the `missing`, if there are frames for all.
+    fn frames_for(&self, wants: &[PageRef<'_>], missing: &[usize]) -> Option<Vec<Frame>> {
+        missing.iter().map(|&index| self.0.frames.take(wants[index].len as usize)).collect()
     }
 
     /// Reads `missing`, indexes into `wants`, and fills their places in `pages`.
@@ -201,6 +210,16 @@ impl Pager {
         pages: &mut [Option<Result<Page>>],
     ) -> Result<()> {
         let ranges = together(wants, missing);
+        if ranges.len() == 1
+            && let Some(mut frames) = self.frames_for(wants, missing)
+        {
+            let mut bufs: Vec<_> = frames.iter_mut().map(|frame| IoSliceMut::new(frame)).collect();
+            self.read_into(&wants[missing[0]], &mut bufs)?;
+            for (&index, frame) in missing.iter().zip(frames) {
+                pages[index] = Some(self.accept_frame(&wants[index], frame));
+            }
+            return Ok(());
+        }
         let mut reads = self.reads();
         let mut next = 0;
         loop {
@@ -224,6 +243,12 @@ impl Pager {
     pub fn accept(&self, want: &PageRef<'_>, bytes: &[u8]) -> Result<Page> {
         self.verify(bytes, want.file_offset(), want.expected)?;
         Ok(self.keep(want, Page::in_frame(&self.0.frames, bytes, want.kind)))
+    }
+
+    /// The page in `frame`, into which it was read, as [`Pager::accept`].
+    fn accept_frame(&self, want: &PageRef<'_>, frame: Frame) -> Result<Page> {
+        self.verify(&frame, want.file_offset(), want.expected)?;
+        Ok(self.keep(want, Page::of_frame(frame, want.kind)))
     }
 
     /// Caches a page that was read, if it is to be kept.

@@ -5,7 +5,7 @@
 //! failure to one of several concurrent callers only, and the others must not return before it is latched.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -125,17 +125,23 @@ impl File for DiskFile {
     }
 
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
-        self.assert_aligned(offset, buf);
+        self.read_vectored_at(offset, &mut [IoSliceMut::new(buf)])
+    }
+
+    fn read_vectored_at(&self, offset: u64, mut bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        bufs.iter().for_each(|buf| self.assert_aligned(offset, buf));
+        let len: usize = bufs.iter().map(|buf| buf.len()).sum();
         let mut done = 0;
-        while done < buf.len() {
+        while done < len {
             let at = offset + done as u64;
-            match self.file.read_at(&mut buf[done..], at) {
+            match sys::read_vectored(&self.file, at, bufs) {
                 Ok(count) => {
                     done += count;
                     // Asked before going on: past an end that is not aligned, direct I/O refuses to continue.
-                    if done < buf.len() && (count == 0 || offset + done as u64 >= self.len()?) {
-                        return Err(Error::ShortRead { file: self.name.clone(), offset, len: buf.len() });
+                    if done < len && (count == 0 || offset + done as u64 >= self.len()?) {
+                        return Err(Error::ShortRead { file: self.name.clone(), offset, len });
                     }
+                    IoSliceMut::advance_slices(&mut bufs, count);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(self.error("read", Some(at), error)),

@@ -26,6 +26,7 @@ mod uring;
 mod window;
 
 use std::fmt::Debug;
+use std::io::IoSliceMut;
 use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -132,6 +133,15 @@ pub trait File: Debug + Send + Sync {
     }
     /// Fills `buf` from `offset`; a range that ends past the file's end is an error.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> Result<()>;
+    /// Fills the buffers one after the other from `offset`, as [`File::read_at`], with one request where possible.
+    fn read_vectored_at(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let mut at = offset;
+        for buf in bufs {
+            self.read_at(at, buf)?;
+            at += buf.len() as u64;
+        }
+        Ok(())
+    }
     /// Writes all of `buf` at `offset`, extending the file when needed.
     fn write_at(&self, offset: u64, buf: &[u8]) -> Result<()>;
     /// Makes everything written before durable (fdatasync). The first failure is latched: every later call on

@@ -213,6 +213,24 @@ fn to_off(value: u64) -> io::Result<libc::off64_t> {
     libc::off64_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
 }
 
+/// Reads into the buffers one after the other, with one call; how many bytes came.
+#[cfg(target_os = "linux")]
+pub(crate) fn read_vectored(file: &File, offset: u64, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+    let count = bufs.len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
+    let offset = to_off(offset)?;
+    // SAFETY: `file` is open; an `IoSliceMut` is an `iovec` in memory, as its documentation promises, and each of the `count` names memory that is borrowed
+    // mutably over the call.
+    let read = unsafe { libc::preadv64(file.as_raw_fd(), bufs.as_mut_ptr().cast(), count, offset) };
+    usize::try_from(read).map_err(|_| io::Error::last_os_error())
+}
+
+/// Elsewhere than on Linux the first buffer is read into.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn read_vectored(file: &File, offset: u64, bufs: &mut [io::IoSliceMut<'_>]) -> io::Result<usize> {
+    use std::os::unix::fs::FileExt;
+    bufs.iter_mut().find(|buf| !buf.is_empty()).map_or(Ok(0), |buf| file.read_at(buf, offset))
+}
+
 /// Starts write-back of a range; a hint, errors surface at the sync.
 #[cfg(target_os = "linux")]
 pub(crate) fn start_write_back(file: &File, offset: u64, len: u64) {

@@ -3,6 +3,7 @@
 //! Called by the integration tests of `storage` (both backends, a real directory) and of this crate (the simulated
 //! disk). Each check gets a storage over an empty directory, on a file system that can punch holes.
 
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use betree_storage::{
@@ -21,6 +22,7 @@ pub const CHECKS: &[Check] = &[
     ("renaming_replaces_the_target", renaming_replaces_the_target),
     ("the_directory_is_locked_once", the_directory_is_locked_once),
     ("written_bytes_are_read_back", written_bytes_are_read_back),
+    ("several_buffers_are_filled_one_after_the_other", several_buffers_are_filled_one_after_the_other),
     ("a_read_past_the_end_is_an_error", a_read_past_the_end_is_an_error),
     ("changing_the_length_cuts_and_extends_with_zeros", changing_the_length_cuts_and_extends_with_zeros),
     ("allocated_space_reads_as_zeros", allocated_space_reads_as_zeros),
@@ -128,6 +130,29 @@ fn written_bytes_are_read_back(storage: &Arc<dyn Storage>) {
     let mut back = AlignedBuf::copy_of(&[1; 3 * ALIGN]);
     direct.read_at(0, &mut back).unwrap();
     assert!(back[..ALIGN].iter().all(|&b| b == 0) && back[ALIGN..].iter().all(|&b| b == 5));
+}
+
+fn several_buffers_are_filled_one_after_the_other(storage: &Arc<dyn Storage>) {
+    let file = create(storage, "f", Caching::Buffered);
+    file.write_at(0, b"0123456789").unwrap();
+    let (mut first, mut none, mut last) = ([0; 3], [], [0; 5]);
+    let mut bufs = [&mut first[..], &mut none, &mut last].map(IoSliceMut::new);
+    file.read_vectored_at(1, &mut bufs).unwrap();
+    assert_eq!((&first, &last), (b"123", b"45678"));
+    file.read_vectored_at(100, &mut []).unwrap();
+    let mut bufs = [&mut first[..], &mut last].map(IoSliceMut::new);
+    assert!(matches!(file.read_vectored_at(3, &mut bufs), Err(Error::ShortRead { .. })));
+
+    // More of them than a system call takes.
+    let many = 3000;
+    let direct = create(storage, "d", Caching::Direct);
+    let mut written = AlignedBuf::zeroed(many * ALIGN);
+    written.chunks_mut(ALIGN).enumerate().for_each(|(i, page)| page.fill(i as u8));
+    direct.write_at(0, &written).unwrap();
+    let mut back: Vec<_> = (1..many).map(|_| AlignedBuf::zeroed(ALIGN)).collect();
+    let mut bufs: Vec<_> = back.iter_mut().map(|page| IoSliceMut::new(page)).collect();
+    direct.read_vectored_at(ALIGN as u64, &mut bufs).unwrap();
+    assert!(back.iter().zip(1..).all(|(page, i)| page.iter().all(|&byte| byte == i as u8)));
 }
 
 fn a_read_past_the_end_is_an_error(storage: &Arc<dyn Storage>) {

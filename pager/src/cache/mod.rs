@@ -4,7 +4,7 @@
 //! mistaken for one of the extent that took its place; it just ages out, and nothing has to be told to forget it.
 //!
 //! Pages lie in frames (`storage`), from which memory goes back page by page when the budget falls, very long ones in exact heap allocations.
-//! A single read goes straight into its frame; what several read together is copied out of their buffers.
+//! A blocking read goes straight into its frames; what is read by requests in flight together is copied out of their buffers.
 //!
 //! Locks: one mutex per shard, held for one map look-up on a hit, and for the evictions an insertion causes on a miss.
 //! Pages are freed after the lock is released.
