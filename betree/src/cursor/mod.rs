@@ -85,6 +85,8 @@ pub(crate) struct RunCursor {
     in_sequence: usize,
     /// Pages read one by one before chunks begin.
     single_pages: usize,
+    /// Pages that were read together for the first seek and are yet to be opened: their segment, the number of the first, and each.
+    warm: (usize, usize, Vec<Option<Page>>),
     chunk: Option<(Piece, AlignedBuf)>,
     /// Bytes of chunks that may be on their way, and those that are, in the order in which the cursor comes to them.
     ahead_bytes: usize,
@@ -131,6 +133,7 @@ impl RunCursor {
             value: 0..0,
             in_sequence: 0,
             single_pages: SINGLE_PAGES,
+            warm: (0, 0, Vec::new()),
             chunk: None,
             ahead_bytes: FIRST_AHEAD,
             asked: VecDeque::new(),
@@ -244,20 +247,21 @@ impl RunCursor {
         count: usize,
     ) -> impl Iterator<Item = PagerPageRef<'_>> {
         self.single_pages = SINGLE_PAGES.max(count);
-        let at = self.segment_for(seek);
-        let found = at.and_then(|at| Some((&self.run.segments[at], self.meta_at_hand(at)?)));
-        let pages = match (found, seek) {
-            (None, _) => 0..0,
-            (Some((_, meta)), Seek::At(key)) => {
+        // Of the segment past the end there is no meta block.
+        let at = self.segment_for(seek).unwrap_or(self.run.segments.len());
+        let pages = self.meta_at_hand(at).map_or(0..0, |meta| match seek {
+            Seek::At(key) => {
                 let first = meta.page_of(key);
                 first..(first + count).min(meta.pages())
             }
-            (Some((_, meta)), Seek::Before(key)) => {
+            Seek::Before(key) => {
                 let last = key.map_or(meta.pages() - 1, |key| meta.page_of(key));
                 (last + 1).saturating_sub(count)..last + 1
             }
-        };
-        pages.filter_map(move |page| {
+        });
+        self.warm = (at, pages.start, Vec::with_capacity(pages.len()));
+        let found = self.meta_at_hand(at).map(|meta| (&self.run.segments[at], meta));
+        pages.map_while(move |page| {
             let (segment, meta) = found?;
             let place = meta.place(page)?;
             Some(PagerPageRef {
@@ -269,6 +273,18 @@ impl RunCursor {
                 keep: true,
             })
         })
+    }
+
+    /// Takes the next one of the pages that [`RunCursor::pages_wanted`] asked for.
+    pub(crate) fn take_page(&mut self, page: Page) {
+        self.warm.2.push(Some(page));
+    }
+
+    /// A page of the current segment that was read together with others, once.
+    fn take_warm(&mut self, page: usize) -> Option<Page> {
+        let (segment, first, pages) = &mut self.warm;
+        let index = page.checked_sub(*first).filter(|_| *segment == self.segment)?;
+        pages.get_mut(index)?.take()
     }
 
     /// The page in which a seek begins; `None`: it is past the run's end.
@@ -436,7 +452,10 @@ impl RunCursor {
         if self.in_sequence > self.single_pages {
             self.open_in_chunk(page, place, reads)?;
         } else {
-            self.source = Source::Page(self.run.segments[self.segment].page(&self.pager, place)?);
+            self.source = Source::Page(match self.take_warm(page) {
+                Some(page) => page,
+                None => self.run.segments[self.segment].page(&self.pager, place)?,
+            });
         }
         let mut key = std::mem::take(&mut self.key);
         let page = PageRef::new(self.bytes()).map(|page| {

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use betree_pager::{BLOCK, Page};
+use betree_pager::BLOCK;
 
 use super::Walk;
 use crate::Result;
@@ -159,8 +159,8 @@ impl Walk {
         Ok(())
     }
 
-    /// Reads what the cursors' seeks need, all of a level together. The pages are to be held until the seeks have found them in the cache.
-    pub(super) fn warm(&self, leaf: &mut LeafPart) -> Result<Vec<Page>> {
+    /// Reads what the cursors' seeks need, all of a level together.
+    pub(super) fn warm(&self, leaf: &mut LeafPart) -> Result<()> {
         self.read_metas(leaf, false)?;
         let LeafPart { low, high, cursors, sizes, crossed, .. } = leaf;
         let seek = seek(self.direction, low, high.as_deref());
@@ -181,7 +181,10 @@ impl Walk {
                 crossed.add(u64::from(wants[index].len));
             }
         }
-        Ok(pages.into_iter().collect::<Result<_, _>>()?)
+        for (index, page) in pages.into_iter().enumerate() {
+            cursors[ends.partition_point(|&end| end <= index)].take_page(page?);
+        }
+        Ok(())
     }
 
     /// The neighbour of the leaf `low..high`; `None` at the end of the range.

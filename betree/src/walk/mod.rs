@@ -196,9 +196,8 @@ impl Walk {
             Direction::Backward => Seek::Before(high),
         };
         let mut leaf = walk.leaf_at(seek);
-        let warm = walk.warm(&mut leaf)?;
+        walk.warm(&mut leaf)?;
         walk.enter(leaf)?;
-        drop(warm);
         Ok(walk)
     }
 
@@ -245,9 +244,8 @@ impl Walk {
             self.look_ahead(&leaf)?;
             self.enter(leaf)?;
         } else {
-            let warm = self.warm(&mut leaf)?;
+            self.warm(&mut leaf)?;
             self.enter(leaf)?;
-            drop(warm);
         }
         Ok(true)
     }
