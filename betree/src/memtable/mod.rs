@@ -34,6 +34,7 @@ pub(crate) use pool::ArenaPool;
 use range_deletes::RangeDeletes;
 use tree::{Tree, Way};
 
+use crate::headed::head_of;
 use crate::message::{Kind, MessageRef};
 use crate::operator::MergeOperator;
 use crate::spans::Spans;
@@ -67,6 +68,8 @@ pub(crate) struct Memtable {
     /// First and last Seqno applied; `first` is 0 before any.
     first: AtomicU64,
     last: AtomicU64,
+    /// The head of the greatest key of the tree, for the writer: what has a greater one comes after all. 0 before any.
+    greatest: AtomicU64,
 }
 
 impl Memtable {
@@ -82,6 +85,7 @@ impl Memtable {
             len: AtomicUsize::new(0),
             first: AtomicU64::new(0),
             last: AtomicU64::new(0),
+            greatest: AtomicU64::new(0),
         }
     }
 
@@ -113,11 +117,16 @@ impl Memtable {
     /// Gets ready for one message, whose place the processor then fetches while the caller does something else.
     #[inline]
     pub(crate) fn expect(&self, seqno: Seqno, key: &[u8]) -> Expecting<'_> {
-        let way = self.state.read().tree.way(&self.arena, key, seqno);
+        // Ascending keys need no look at the tree.
+        let way = if head_of(key) > self.greatest.load(Ordering::Relaxed) {
+            Way::End
+        } else {
+            self.state.read().tree.way(&self.arena, key, seqno)
+        };
         Expecting { table: self, seqno, way }
     }
 
-    fn add(&self, state: &mut State, seqno: Seqno, message: MessageRef<'_>, way: Option<&Way>) {
+    fn add(&self, state: &mut State, seqno: Seqno, message: MessageRef<'_>, way: Option<Way>) {
         // Relaxed: the one writer reads its own stores, and readers of the counters need no order with the content.
         assert!(seqno.0 > self.last.load(Ordering::Relaxed), "memtable: Seqno {seqno} does not ascend");
         match message.kind {
@@ -128,12 +137,10 @@ impl Memtable {
                     "memtable: Merge without operator"
                 );
                 let loc = state.writer.push(seqno, message);
-                match way {
-                    Some(way) => state.tree.insert(&self.arena, loc, message.key, seqno, way),
-                    None => {
-                        let way = state.tree.way(&self.arena, message.key, seqno);
-                        state.tree.insert(&self.arena, loc, message.key, seqno, &way);
-                    }
+                let way = way.unwrap_or_else(|| state.tree.way(&self.arena, message.key, seqno));
+                state.tree.insert(&self.arena, loc, message.key, seqno, &way);
+                if matches!(way, Way::End) {
+                    self.greatest.store(head_of(message.key), Ordering::Relaxed);
                 }
             }
         }
@@ -222,7 +229,7 @@ impl Expecting<'_> {
     #[inline]
     pub(crate) fn apply(self, message: MessageRef<'_>) {
         let mut state = self.table.state.write();
-        self.table.add(&mut state, self.seqno, message, Some(&self.way));
+        self.table.add(&mut state, self.seqno, message, Some(self.way));
         self.table.bytes.store(state.bytes(), Ordering::Relaxed);
     }
 }
