@@ -16,6 +16,7 @@ use crate::cache::{Key, Page, PageKind};
 use crate::error::{Error, Result};
 use crate::extent::Extent;
 use crate::pager::Pager;
+use crate::reads::{Arrived, PageReads};
 use crate::{BLOCK, FILE_NAME};
 
 /// Bytes of neighbouring pages read by one request, if a page is not longer.
@@ -221,22 +222,30 @@ impl Pager {
             return Ok(());
         }
         let mut reads = self.reads();
-        let mut next = 0;
-        loop {
-            while let Some(range) = ranges.get(next).filter(|_| !reads.is_full()) {
-                let range = &missing[range.clone()];
-                let len = range.iter().map(|&index| wants[index].len as usize).sum();
-                reads.ask(&wants[range[0]], len, next as u64)?;
-                next += 1;
-            }
-            let Some(arrived) = reads.take() else { return Ok(()) };
+        let mut fill = |reads: &PageReads<'_>, arrived: Arrived| {
             let mut at = 0;
             for &index in &missing[ranges[arrived.token as usize].clone()] {
                 pages[index] = Some(reads.page(&arrived, at, &wants[index]));
                 at += wants[index].len as usize;
             }
             reads.recycle(arrived);
+        };
+        for (token, range) in ranges.iter().enumerate() {
+            if reads.is_full()
+                && let Some(arrived) = reads.take()
+            {
+                fill(&reads, arrived);
+            }
+            let range = &missing[range.clone()];
+            let len = range.iter().map(|&index| wants[index].len as usize).sum();
+            reads.ask(&wants[range[0]], len, token as u64)?;
         }
+        // Nobody can do anything with a few of them: one waking up is for all.
+        reads.wait_for_all();
+        while let Some(arrived) = reads.take() {
+            fill(&reads, arrived);
+        }
+        Ok(())
     }
 
     /// The page in `bytes`, which were read from its place: verified, and cached if it is to be kept.

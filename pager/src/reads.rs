@@ -104,6 +104,14 @@ impl PageReads<'_> {
         })
     }
 
+    /// Waits for all that was asked for: each [`PageReads::take`] then has one at once.
+    pub fn wait_for_all(&mut self) {
+        self.kick();
+        if let Some(ring) = &mut self.ring {
+            ring.wait(ring.in_flight(), &mut self.done);
+        }
+    }
+
     /// The page at byte `at` of what was read: verified, and cached if it is to be kept.
     pub fn page(&self, arrived: &Arrived, at: usize, want: &PageRef<'_>) -> Result<Page> {
         arrived.result.clone()?;
