@@ -30,6 +30,13 @@ impl Segments {
         self.tops.partition_point(head_of(key), |at| *self.list[at].max < *key)
     }
 
+    /// The number of segments whose smallest key is below `key`.
+    #[inline]
+    pub(crate) fn beginning_below(&self, key: &[u8]) -> usize {
+        let at = self.reaching(key);
+        at + usize::from(self.list.get(at).is_some_and(|segment| segment.begins_below(key)))
+    }
+
     /// Asks the processor for what [`Segments::reaching`] looks at first.
     #[inline]
     pub(crate) fn prefetch_search(&self) {
@@ -72,7 +79,7 @@ impl Run {
     /// The segments with keys in `low..high`.
     pub(crate) fn segments_in(&self, low: &[u8], high: Option<&[u8]>) -> &[Arc<Segment>] {
         let from = self.segments.reaching(low);
-        let to = high.map_or(self.segments.len(), |h| self.segments.partition_point(|s| *s.min < *h));
+        let to = high.map_or(self.segments.len(), |h| self.segments.beginning_below(h));
         &self.segments[from..to.max(from)]
     }
 
@@ -99,5 +106,44 @@ impl Run {
     /// Bytes of data pages.
     pub(crate) fn bytes(&self) -> u64 {
         self.segments.iter().map(|s| u64::from(s.data_len)).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use betree_testkit::SimStorage;
+
+    use crate::Db;
+
+    #[test]
+    fn searches_by_heads_find_what_looks_at_every_segment_find() {
+        let disk = SimStorage::new(3);
+        let tree = crate::TreeOptions { page_bytes: 4096, segment_bytes: 16 << 10, ..Default::default() };
+        let db = Db::builder()
+            .memory(8 << 20)
+            .tree(tree)
+            .background_threads(0)
+            .open_on(disk.as_storage())
+            .unwrap();
+        let keyspace = db.keyspace("k").unwrap();
+        // Heads that tie, within and across segments.
+        let key = |i: u32| format!("head{:04}{i:06}", i / 300);
+        for i in (0..3000).step_by(2) {
+            keyspace.insert(key(i), vec![7; 90]).unwrap();
+        }
+        db.compact().unwrap();
+        let view = keyspace.state.view();
+        let mut runs = Vec::new();
+        view.root.visit_runs(&mut |run| runs.push(run.clone()));
+        assert!(runs.iter().any(|run| run.segments.len() > 5), "{} runs", runs.len());
+        let probes = (0..3000).map(key).chain(["", "head", "head0004", "zzz"].map(str::to_owned));
+        for (run, probe) in
+            runs.iter().flat_map(|run| probes.clone().map(move |probe| (run, probe.into_bytes())))
+        {
+            let reaching = run.segments.iter().filter(|segment| *segment.max < *probe).count();
+            assert_eq!(run.segments.reaching(&probe), reaching);
+            let below = run.segments.iter().filter(|segment| *segment.min < *probe).count();
+            assert_eq!(run.segments.beginning_below(&probe), below);
+        }
     }
 }

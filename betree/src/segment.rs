@@ -91,6 +91,12 @@ impl Segment {
         self.min.compare(head_of(key), key).is_le()
     }
 
+    /// Whether the smallest key is below `key`.
+    #[inline]
+    pub(crate) fn begins_below(&self, key: &[u8]) -> bool {
+        self.min.compare(head_of(key), key).is_lt()
+    }
+
     /// Whether any key in `low..high` may be here.
     pub(crate) fn overlaps(&self, low: &[u8], high: Option<&[u8]>) -> bool {
         *self.max >= *low && high.is_none_or(|h| *self.min < *h)
@@ -132,6 +138,18 @@ impl Segment {
             return Ok(Meta::clone(pinned));
         }
         self.parse_meta(pager.get_ref(self.meta_ref(true))?)
+    }
+
+    /// The only data page that may hold `key`, by the meta block.
+    #[inline]
+    pub(crate) fn page_of(&self, meta: &Meta, key: &[u8]) -> usize {
+        meta.page_near(key, self.spread.share(key))
+    }
+
+    /// Asks the processor for what [`Segment::page_of`] looks at first.
+    #[inline]
+    pub(crate) fn prefetch_page_of(&self, meta: &Meta, key: &[u8]) {
+        meta.prefetch_rows(self.spread.share(key));
     }
 
     /// A data page, from the cache or by one read.

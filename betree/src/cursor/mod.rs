@@ -22,7 +22,7 @@ use crate::message::{Kind, MessageRef};
 use crate::page::{PageRef, Shape};
 use crate::readahead::{ReadAhead, Ticket};
 use crate::run::Run;
-use crate::segment::{Meta, PageAt};
+use crate::segment::{Meta, PageAt, Segment};
 
 mod chunks;
 mod skip;
@@ -98,9 +98,9 @@ pub(crate) struct RunCursor {
 }
 
 /// The page of a segment in which a seek begins.
-fn page_of(meta: &Meta, seek: Seek<'_>) -> usize {
+fn page_of(segment: &Segment, meta: &Meta, seek: Seek<'_>) -> usize {
     match seek {
-        Seek::At(key) | Seek::Before(Some(key)) => meta.page_of(key),
+        Seek::At(key) | Seek::Before(Some(key)) => segment.page_of(meta, key),
         Seek::Before(None) => meta.pages() - 1,
     }
 }
@@ -182,11 +182,11 @@ impl RunCursor {
         let segments = &self.run.segments;
         match seek {
             Seek::At(key) => {
-                let at = segments.partition_point(|s| *s.max < *key);
+                let at = segments.reaching(key);
                 (at < segments.len()).then_some(at)
             }
             Seek::Before(None) => segments.len().checked_sub(1),
-            Seek::Before(Some(key)) => segments.partition_point(|s| *s.min < *key).checked_sub(1),
+            Seek::Before(Some(key)) => segments.beginning_below(key).checked_sub(1),
         }
     }
 
@@ -196,13 +196,11 @@ impl RunCursor {
         let Some(first) = self.segment_for(seek) else { return 0..0 };
         match (&self.edge, self.direction) {
             _ if !stream => first..first + 1,
-            (Some(edge), Direction::Forward) => {
-                first..segments.partition_point(|s| *s.min < **edge).max(first + 1)
-            }
+            (Some(edge), Direction::Forward) => first..segments.beginning_below(edge).max(first + 1),
             (None, Direction::Forward) => first..segments.len(),
             (edge, Direction::Backward) => {
                 let low = edge.as_deref().unwrap_or_default();
-                segments.partition_point(|s| *s.max < *low).min(first)..first + 1
+                segments.reaching(low).min(first)..first + 1
             }
         }
     }
@@ -212,7 +210,12 @@ impl RunCursor {
         let mut missing = Vec::new();
         for segment in self.segments_wanted(seek, stream) {
             match &*self.run.segments[segment].pin.get() {
-                Some(pinned) => self.metas.push((segment, Meta::clone(pinned))),
+                Some(pinned) => {
+                    if let Seek::At(key) | Seek::Before(Some(key)) = seek {
+                        self.run.segments[segment].prefetch_page_of(pinned, key);
+                    }
+                    self.metas.push((segment, Meta::clone(pinned)));
+                }
                 None => missing.push(segment),
             }
         }
@@ -249,14 +252,11 @@ impl RunCursor {
         self.single_pages = SINGLE_PAGES.max(count);
         // Of the segment past the end there is no meta block.
         let at = self.segment_for(seek).unwrap_or(self.run.segments.len());
-        let pages = self.meta_at_hand(at).map_or(0..0, |meta| match seek {
-            Seek::At(key) => {
-                let first = meta.page_of(key);
-                first..(first + count).min(meta.pages())
-            }
-            Seek::Before(key) => {
-                let last = key.map_or(meta.pages() - 1, |key| meta.page_of(key));
-                (last + 1).saturating_sub(count)..last + 1
+        let pages = self.meta_at_hand(at).map_or(0..0, |meta| {
+            let page = page_of(&self.run.segments[at], meta, seek);
+            match self.direction {
+                Direction::Forward => page..(page + count).min(meta.pages()),
+                Direction::Backward => (page + 1).saturating_sub(count)..page + 1,
             }
         });
         self.warm = (at, pages.start, Vec::with_capacity(pages.len()));
@@ -293,7 +293,7 @@ impl RunCursor {
         self.in_sequence = 0;
         let Some(segment) = self.segment_for(seek) else { return Ok(None) };
         self.open_segment(segment)?;
-        Ok(self.meta.as_ref().map(|meta| page_of(meta, seek)))
+        Ok(self.meta.as_ref().map(|meta| page_of(&self.run.segments[segment], meta, seek)))
     }
 
     /// From here on the walk reads everything: asks for the first chunks of a seek.
@@ -428,8 +428,10 @@ impl RunCursor {
     fn pages_of_leaf(&self, segment: usize, meta: &Meta) -> Range<usize> {
         let segment = &self.run.segments[segment];
         match (&self.edge, self.direction) {
-            (Some(edge), Direction::Forward) if *segment.max >= **edge => 0..meta.page_of(edge) + 1,
-            (Some(edge), Direction::Backward) if *segment.min < **edge => meta.page_of(edge)..meta.pages(),
+            (Some(edge), Direction::Forward) if *segment.max >= **edge => 0..segment.page_of(meta, edge) + 1,
+            (Some(edge), Direction::Backward) if *segment.min < **edge => {
+                segment.page_of(meta, edge)..meta.pages()
+            }
             _ => 0..meta.pages(),
         }
     }
