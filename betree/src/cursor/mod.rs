@@ -57,6 +57,15 @@ enum Source {
     Chunk(usize, usize),
 }
 
+/// Pages side by side that were read together for the first seek; those that were opened are gone.
+#[derive(Default)]
+struct Warm {
+    segment: usize,
+    /// The number of the first in its segment.
+    first: usize,
+    pages: Vec<Option<Page>>,
+}
+
 /// See the module's text.
 pub(crate) struct RunCursor {
     pager: Pager,
@@ -85,8 +94,7 @@ pub(crate) struct RunCursor {
     in_sequence: usize,
     /// Pages read one by one before chunks begin.
     single_pages: usize,
-    /// Pages that were read together for the first seek and are yet to be opened: their segment, the number of the first, and each.
-    warm: (usize, usize, Vec<Option<Page>>),
+    warm: Warm,
     chunk: Option<(Piece, AlignedBuf)>,
     /// Bytes of chunks that may be on their way, and those that are, in the order in which the cursor comes to them.
     ahead_bytes: usize,
@@ -133,7 +141,7 @@ impl RunCursor {
             value: 0..0,
             in_sequence: 0,
             single_pages: SINGLE_PAGES,
-            warm: (0, 0, Vec::new()),
+            warm: Warm::default(),
             chunk: None,
             ahead_bytes: FIRST_AHEAD,
             asked: VecDeque::new(),
@@ -259,7 +267,7 @@ impl RunCursor {
                 Direction::Backward => (page + 1).saturating_sub(count)..page + 1,
             }
         });
-        self.warm = (at, pages.start, Vec::with_capacity(pages.len()));
+        self.warm = Warm { segment: at, first: pages.start, pages: Vec::with_capacity(pages.len()) };
         let found = self.meta_at_hand(at).map(|meta| (&self.run.segments[at], meta));
         pages.map_while(move |page| {
             let (segment, meta) = found?;
@@ -277,14 +285,13 @@ impl RunCursor {
 
     /// Takes the next one of the pages that [`RunCursor::pages_wanted`] asked for.
     pub(crate) fn take_page(&mut self, page: Page) {
-        self.warm.2.push(Some(page));
+        self.warm.pages.push(Some(page));
     }
 
     /// A page of the current segment that was read together with others, once.
     fn take_warm(&mut self, page: usize) -> Option<Page> {
-        let (segment, first, pages) = &mut self.warm;
-        let index = page.checked_sub(*first).filter(|_| *segment == self.segment)?;
-        pages.get_mut(index)?.take()
+        let index = page.checked_sub(self.warm.first).filter(|_| self.warm.segment == self.segment)?;
+        self.warm.pages.get_mut(index)?.take()
     }
 
     /// The page in which a seek begins; `None`: it is past the run's end.

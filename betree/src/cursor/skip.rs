@@ -24,12 +24,12 @@ impl RunCursor {
         let stays = segment == self.segment;
         self.open_segment(segment)?;
         let Some(meta) = &self.meta else { return Ok(()) };
-        let run = &self.run.segments[segment];
-        let page = page_of(run, meta, seek);
+        let there = &self.run.segments[segment];
+        let page = page_of(there, meta, seek);
         self.worth = match (until, self.direction) {
             (None, _) => 0..usize::MAX,
-            (Some(key), Direction::Forward) => 0..run.page_of(meta, key) + 1,
-            (Some(key), Direction::Backward) => run.page_of(meta, key)..usize::MAX,
+            (Some(key), Direction::Forward) => 0..there.page_of(meta, key) + 1,
+            (Some(key), Direction::Backward) => there.page_of(meta, key)..usize::MAX,
         };
         self.skips_to = Some((page, stays && page == self.page));
         let has = |piece: &Piece| piece.has(segment, page);

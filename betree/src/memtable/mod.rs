@@ -68,7 +68,7 @@ pub(crate) struct Memtable {
     /// First and last Seqno applied; `first` is 0 before any.
     first: AtomicU64,
     last: AtomicU64,
-    /// The head of the greatest key of the tree, for the writer: what has a greater one comes after all. 0 before any.
+    /// The head of the greatest key of the tree, for the writer without the lock: what has a greater one comes after all. 0 before any.
     greatest: AtomicU64,
 }
 
