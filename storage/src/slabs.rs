@@ -398,9 +398,10 @@ mod tests {
             assert!(is_all(piece, (4 * i) as u8));
         }
         assert!(piece(&slabs, 1, 9).is_none());
-        all.truncate(300);
-        assert_eq!(slabs.bytes(), 300 * BLOCK);
-        assert_eq!(resident(&places), 300);
+        // One stays in the last slab, too: where a slab is gone, another test's mapping may begin.
+        all.drain(300..all.len() - 1);
+        assert_eq!(slabs.bytes(), 301 * BLOCK);
+        assert_eq!(resident(&places), 301);
     }
 
     #[test]
