@@ -9,7 +9,8 @@
 //! - A turn is long, since each change of turns costs a switch of threads, but who waits does so for a short time: the more there are, the shorter the
 //!   turns.
 //! - Who has had its turn hands over to who waits longest, and stands aside at its next commit. The other goes on at the same core (`Stay`), with the
-//!   memtable's nodes in its caches, and background work keeps the other core.
+//!   memtable's nodes in its caches, and background work keeps the other core. Two that wait at different cores would keep to them turn after turn, so
+//!   whoever hands over waits where the other wakes.
 //! - Whoever commits little is not held up: a thread stands aside only after [`LIGHT`] commits in somebody else's turn, unless it has just had its own.
 //! - A turn that is not made use of ends at the next look of who waits, and one that is not handed over, too.
 //!
@@ -63,28 +64,47 @@ fn length(waiting: usize) -> Duration {
 }
 
 /// What a thread knows of itself. It may write to several databases; numbers of turns are never used twice in a process.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 struct Mine {
     /// The last turn that was its own.
-    own: u64,
+    own: Cell<u64>,
     /// The last turn that it met.
-    met: u64,
+    met: Cell<u64>,
     /// Its commits since then.
-    commits: u32,
+    commits: Cell<u32>,
     /// How often it collided with others since a moment at which it did.
-    collisions: u32,
-    since: Option<Mark>,
+    collisions: Cell<u32>,
+    since: Cell<Option<Mark>>,
 }
 
 impl Mine {
+    const fn new() -> Mine {
+        Mine {
+            own: Cell::new(0),
+            met: Cell::new(0),
+            commits: Cell::new(0),
+            collisions: Cell::new(0),
+            since: Cell::new(None),
+        }
+    }
+
     /// A turn of this thread begins.
-    fn begin(&mut self, turn: u64) {
-        (self.own, self.met, self.commits) = (turn, turn, 0);
+    fn begin(&self, turn: u64) {
+        self.own.set(turn);
+        self.met.set(turn);
+        self.commits.set(0);
+    }
+
+    /// Another commit, and how many that makes.
+    #[inline]
+    fn count(&self) -> u32 {
+        self.commits.set(self.commits.get() + 1);
+        self.commits.get()
     }
 }
 
 thread_local! {
-    static MINE: Cell<Mine> = const { Cell::new(Mine { own: 0, met: 0, commits: 0, collisions: 0, since: None }) };
+    static MINE: Mine = const { Mine::new() };
 }
 
 /// A number that was not given before.
@@ -116,6 +136,8 @@ impl Mark {
 #[derive(Debug)]
 struct Waiter {
     thread: Thread,
+    /// Where it wakes, if that is known.
+    processor: Option<usize>,
     /// The turn that it was given, if it was. Changes with the queue locked.
     given: AtomicU64,
 }
@@ -124,7 +146,7 @@ struct Waiter {
 struct Queue {
     /// Who waits for a turn, in order.
     waiting: VecDeque<Arc<Waiter>>,
-    /// Where the thread ran that has the turn, when it last looked.
+    /// Where the thread runs that has the turn: when it last looked, or where it wakes to have it.
     processor: Option<usize>,
     /// Where the turn began.
     began: Option<Mark>,
@@ -158,57 +180,67 @@ impl Turns {
         {
             return guard;
         }
-        let mut mine = MINE.get();
-        if turn == 0 {
-            self.collide(&mut mine, messages);
-        } else {
-            self.heed(turn, &mut mine, messages);
-        }
-        MINE.set(mine);
+        MINE.with(|mine| {
+            if turn == 0 {
+                self.collide(mine, messages);
+            } else {
+                self.heed(turn, mine, messages);
+            }
+        });
         lock.lock()
     }
 
     /// Somebody else had the lock, and there are no turns.
     #[cold]
-    fn collide(&self, mine: &mut Mine, messages: &AtomicU64) {
+    fn collide(&self, mine: &Mine, messages: &AtomicU64) {
         let now = Mark::new(messages);
-        let since = mine.since.filter(|since| now.time.duration_since(since.time) < LONGEST);
+        let since = mine.since.get().filter(|since| now.time.duration_since(since.time) < LONGEST);
         let Some(since) = since else {
-            (mine.since, mine.collisions) = (Some(now), 1);
+            mine.since.set(Some(now));
+            mine.collisions.set(1);
             return;
         };
-        mine.collisions += 1;
-        if mine.collisions < COLLISIONS || now.time.duration_since(since.time) < SHORTEST {
+        mine.collisions.set(mine.collisions.get() + 1);
+        if mine.collisions.get() < COLLISIONS || now.time.duration_since(since.time) < SHORTEST {
             return;
         }
-        mine.since = None;
+        mine.since.set(None);
         let Some(mut queue) = self.queue.try_lock() else { return };
         if self.turn.load(Relaxed) == 0 && queue.not_before.is_none_or(|moment| now.time >= moment) {
             (queue.without, queue.best, queue.turns) = (since.rate(now), 0.0, 0);
+            queue.processor = processor::current();
             mine.begin(self.next(&mut queue, now));
         }
     }
 
     /// There are turns.
     #[inline]
-    fn heed(&self, turn: u64, mine: &mut Mine, messages: &AtomicU64) {
-        if mine.met != turn {
-            let had_its_own = mine.met == mine.own && mine.commits > LIGHT;
-            (mine.met, mine.commits) = (turn, if had_its_own { LIGHT } else { 0 });
-        }
-        mine.commits += 1;
-        if mine.own == turn {
-            if mine.commits.is_multiple_of(BETWEEN_LOOKS) {
+    fn heed(&self, turn: u64, mine: &Mine, messages: &AtomicU64) {
+        if mine.met.get() == turn && mine.own.get() == turn {
+            if mine.count().is_multiple_of(BETWEEN_LOOKS) {
                 self.look_around(mine, messages);
             }
-        } else if mine.commits > LIGHT {
+        } else {
+            self.heed_another(turn, mine, messages);
+        }
+    }
+
+    /// The turn is somebody else's, as far as this thread has seen.
+    #[cold]
+    fn heed_another(&self, turn: u64, mine: &Mine, messages: &AtomicU64) {
+        if mine.met.get() != turn {
+            let had_its_own = mine.met.get() == mine.own.get() && mine.commits.get() > LIGHT;
+            mine.commits.set(if had_its_own { LIGHT } else { 0 });
+            mine.met.set(turn);
+        }
+        if mine.count() > LIGHT && mine.own.get() != turn {
             self.stand_aside(self.queue.lock(), None, mine, messages);
         }
     }
 
     /// Hands over to who waits longest and stands aside if the turn is over; ends the turns if nobody waits.
     #[cold]
-    fn look_around(&self, mine: &mut Mine, messages: &AtomicU64) {
+    fn look_around(&self, mine: &Mine, messages: &AtomicU64) {
         let Some(mut queue) = self.queue.try_lock() else { return };
         queue.processor = processor::current();
         let now = Mark::new(messages);
@@ -229,6 +261,8 @@ impl Turns {
         let Some(next) = queue.waiting.pop_front() else { return };
         let turn = self.next(&mut queue, now);
         next.given.store(turn, Relaxed);
+        // This thread waits where the other one goes on, so that they do not keep to a processor each.
+        queue.processor = next.processor.or(queue.processor);
         self.stand_aside(queue, Some(next), mine, messages);
     }
 
@@ -238,12 +272,17 @@ impl Turns {
         &'a self,
         mut queue: MutexGuard<'a, Queue>,
         mut next: Option<Arc<Waiter>>,
-        mine: &mut Mine,
+        mine: &Mine,
         messages: &AtomicU64,
     ) {
-        let me = Arc::new(Waiter { thread: thread::current(), given: AtomicU64::new(0) });
+        let few = queue.waiting.len() < FEW;
+        let stay = queue.processor.filter(|_| few).and_then(|at| Some((at, Stay::on(at)?)));
+        let me = Arc::new(Waiter {
+            thread: thread::current(),
+            processor: stay.as_ref().map(|(at, _)| *at),
+            given: AtomicU64::new(0),
+        });
         queue.waiting.push_back(Arc::clone(&me));
-        let _stay = queue.processor.filter(|_| queue.waiting.len() <= FEW).and_then(Stay::on);
         while self.turn.load(Relaxed) != 0 {
             let given = me.given.load(Relaxed);
             if given != 0 {
@@ -258,6 +297,7 @@ impl Turns {
             if first && queue.began.is_none_or(|began| began.time.elapsed() >= length + look) {
                 self.compare(&mut queue, before);
                 if self.turn.load(Relaxed) != 0 {
+                    queue.processor = processor::current();
                     mine.begin(self.next(&mut queue, before));
                 }
                 break;
@@ -273,6 +313,7 @@ impl Turns {
             let unused =
                 self.turn.load(Relaxed) == turn && now.messages.saturating_sub(before.messages) < USE;
             if looked && unused {
+                queue.processor = processor::current();
                 mine.begin(self.next(&mut queue, now));
                 break;
             }
@@ -382,26 +423,38 @@ mod tests {
     fn whoever_had_a_turn_stands_aside_at_the_first_commit_in_the_next() {
         let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
         let own = fresh();
-        MINE.set(Mine { own, met: own, commits: LIGHT + 1, collisions: 0, since: None });
+        MINE.with(|mine| {
+            mine.begin(own);
+            mine.commits.set(LIGHT + 1);
+        });
         deserted(&turns, 2 * TURN);
         commit(&turns, &lock, &messages, 1);
-        assert!(MINE.get().own > own && turns.turn.load(Relaxed) == MINE.get().own, "it has the turn");
+        let last = MINE.with(|mine| mine.own.get());
+        assert!(last > own && turns.turn.load(Relaxed) == last, "it has the turn");
     }
 
     #[test]
     fn a_turn_that_is_over_is_given_to_who_waits_and_whoever_had_it_stands_aside() {
         let (turns, lock, messages) = (Turns::default(), Mutex::new(0), AtomicU64::new(0));
         let own = fresh();
-        MINE.set(Mine { own, met: own, commits: BETWEEN_LOOKS - 1, collisions: 0, since: None });
+        MINE.with(|mine| {
+            mine.begin(own);
+            mine.commits.set(BETWEEN_LOOKS - 1);
+        });
         deserted(&turns, TURN);
         turns.turn.store(own, Relaxed);
         // It never makes use of what it gets, so that this thread has the next turn.
-        let waiter = Arc::new(Waiter { thread: thread::current(), given: AtomicU64::new(0) });
+        let elsewhere = (0..64).find(|&at| Some(at) != processor::current() && Stay::on(at).is_some());
+        let waiter =
+            Arc::new(Waiter { thread: thread::current(), processor: elsewhere, given: AtomicU64::new(0) });
         turns.queue.lock().waiting.push_back(Arc::clone(&waiter));
         commit(&turns, &lock, &messages, 1);
         let given = waiter.given.load(Relaxed);
-        assert!(own < given && given < MINE.get().own, "{own}, {given}, {:?}", MINE.get());
-        assert!(turns.queue.lock().waiting.is_empty() && *lock.lock() == 1);
+        let last = MINE.with(|mine| mine.own.get());
+        assert!(own < given && given < last, "{own}, {given}, {last}");
+        let queue = turns.queue.lock();
+        assert!(queue.waiting.is_empty() && *lock.lock() == 1);
+        assert!(elsewhere.is_none() || queue.processor == elsewhere, "it waited where the other was");
     }
 
     #[test]
