@@ -444,7 +444,9 @@ mod tests {
         deserted(&turns, TURN);
         turns.turn.store(own, Relaxed);
         // It never makes use of what it gets, so that this thread has the next turn.
-        let elsewhere = (0..64).find(|&at| Some(at) != processor::current() && Stay::on(at).is_some());
+        let here = processor::current();
+        let elsewhere = (0..64).find(|&at| Some(at) != here && Stay::on(at).is_some());
+        drop(here.and_then(Stay::on));
         let waiter =
             Arc::new(Waiter { thread: thread::current(), processor: elsewhere, given: AtomicU64::new(0) });
         turns.queue.lock().waiting.push_back(Arc::clone(&waiter));
