@@ -446,6 +446,7 @@ mod tests {
         // It never makes use of what it gets, so that this thread has the next turn.
         let here = processor::current();
         let elsewhere = (0..64).find(|&at| Some(at) != here && Stay::on(at).is_some());
+        // Finding out moved this thread there.
         drop(here.and_then(Stay::on));
         let waiter =
             Arc::new(Waiter { thread: thread::current(), processor: elsewhere, given: AtomicU64::new(0) });
