@@ -42,7 +42,7 @@ const MAX_GROWTH: u64 = (256 << 20) / BLOCK_U64;
 /// Large files grow by this fraction of their length.
 const GROWTH_FRACTION: u64 = 64;
 /// While the file is in use holes are punched when free space is more than this fraction of it.
-const PUNCH_FRACTION: u64 = 4;
+const PUNCH_FRACTION: u64 = 16;
 /// At rest what is kept for the writes that will come is this fraction of what is in use.
 const REST_FRACTION: u64 = 8;
 /// The most holes punched at one checkpoint, so that it does not take long.
@@ -66,7 +66,7 @@ pub(crate) enum Claim {
 /// How much free space stays backed when space is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// A quarter of the file, and what lies in pieces shorter than it grows by, so that it is not punched and backed again all the time.
+    /// A sixteenth of the file, and what lies in pieces shorter than it grows by, so that it is not punched and backed again all the time.
     Share,
     /// An eighth of what is in use: the file is at rest, but will be written to again.
     Little,
@@ -414,7 +414,11 @@ impl Space {
             }
             let backed_below = map.backed.total();
             let wanted = self.reserve + map.promised() + map.foreseen;
-            let keep = self.min_growth.max(wanted.saturating_sub(backed_below) + unbacked);
+            // What is missing lies behind as many holes as there are, at the worst.
+            let keep = match wanted.saturating_sub(backed_below) {
+                0 => self.min_growth,
+                missing => self.min_growth.max(missing + unbacked),
+            };
             let new_end = (start + keep).max(map.pinned).min(old_end);
             // Cutting by less than a step is not worth growing again.
             let new_end = if old_end - new_end < self.min_growth { old_end } else { new_end };
