@@ -1,9 +1,10 @@
-//! The phase ingest-gets: one thread inserts as fast as the engine takes it, the first half of the time alone, the second half beside
-//! a thread of random gets.
+//! The phase ingest-gets: one thread inserts as fast as the engine takes it, in the middle half of the time beside a thread of random gets.
 //!
-//! Both rates of the inserts come from one run, one right after the other, so their ratio says what the reader costs.
+//! Both rates of the inserts come from one run, and the mean of what was before the gets and what came after them is set against them: a load whose
+//! rate falls or rises as it goes on has the same part of that in both, so their ratio says what the reader costs.
 //! Invariant `load.contiguous` (see `load`) holds again at the end: the inserted numbers follow those that were there.
 
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -64,13 +65,14 @@ fn rate(count: u64, seconds: f64) -> f64 {
 pub(super) fn run(spec: &RunSpec, engine: &dyn Engine, meter: &Meter, before: &Counters) -> Result<Work> {
     ensure!(spec.present > 0, "there are no records to read");
     ensure!(spec.max_seconds > 0, "this phase ends by time only: --read-seconds must be above 0");
-    let half = Instant::now() + Duration::from_secs(spec.max_seconds) / 2;
+    let (start, time) = (Instant::now(), Duration::from_secs(spec.max_seconds));
+    let gets = (start + time / 4)..(start + time * 3 / 4);
     let rates = Mutex::new(IngestRates::default());
     let work = |thread: usize, session: &mut dyn Session, shared: &Shared| {
         if thread == 0 {
-            write(spec, session, shared, half, &rates)
+            write(spec, session, shared, &gets, &rates)
         } else {
-            read(Task::new(spec, thread, session, shared)?, half, &rates)
+            read(Task::new(spec, thread, session, shared)?, &gets, &rates)
         }
     };
     let mut work = runner::run(spec, engine, meter, before, work, |engine| {
@@ -90,7 +92,7 @@ fn write(
     spec: &RunSpec,
     session: &mut dyn Session,
     shared: &Shared,
-    half: Instant,
+    gets: &Range<Instant>,
     rates: &Mutex<IngestRates>,
 ) -> Result<Tally> {
     let records = spec.records_of();
@@ -109,23 +111,24 @@ fn write(
         }
         Ok((next - first, start.elapsed().as_secs_f64()))
     };
-    // The clock is read in both halves, so that it costs both the same.
-    let alone = insert_until(&|| Instant::now() >= half || shared.stopped())?;
-    let beside = insert_until(&|| Instant::now() < half || shared.stopped())?;
+    let before = insert_until(&|| Instant::now() >= gets.start || shared.stopped())?;
+    let beside = insert_until(&|| Instant::now() >= gets.end || shared.stopped())?;
+    // Never true, but the clock is read as before, so that it costs the same.
+    let after = insert_until(&|| Instant::now() < gets.end || shared.stopped())?;
     let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
-    (rates.alone_records, rates.alone_seconds) = alone;
+    (rates.alone_records, rates.alone_seconds) = (before.0 + after.0, before.1 + after.1);
     (rates.beside_records, rates.beside_seconds) = beside;
     Tally::new()
 }
 
-fn read(mut task: Task<'_>, half: Instant, rates: &Mutex<IngestRates>) -> Result<Tally> {
-    while Instant::now() < half && !task.shared.stopped() {
+fn read(mut task: Task<'_>, time: &Range<Instant>, rates: &Mutex<IngestRates>) -> Result<Tally> {
+    while Instant::now() < time.start && !task.shared.stopped() {
         thread::sleep(LOOK_EVERY);
     }
     let start = Instant::now();
     task.start_lap();
     let mut gets = 0;
-    while !task.shared.stopped() {
+    while Instant::now() < time.end && !task.shared.stopped() {
         let number = task.any();
         task.get(number)?;
         task.end_lap();
