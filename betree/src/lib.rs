@@ -7,6 +7,7 @@ mod check;
 mod checkpoint;
 mod commit;
 mod cursor;
+mod cuts;
 mod db;
 mod device;
 mod error;

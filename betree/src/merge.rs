@@ -32,6 +32,8 @@ pub(crate) struct Merge<'a> {
     order: Vec<Ranked>,
     /// How many at the front of `order` the last step used up.
     used: usize,
+    /// Messages passed so far for whose key a newer one came.
+    pub hidden: u64,
     /// Result of folding.
     folded: Vec<u8>,
     folded_key: Vec<u8>,
@@ -90,6 +92,7 @@ impl<'a> Merge<'a> {
             order: Vec::with_capacity(streams.len()),
             streams,
             used: 0,
+            hidden: 0,
             folded: Vec::new(),
             folded_key: Vec::new(),
             done: Vec::new(),
@@ -134,6 +137,7 @@ impl<'a> Merge<'a> {
             {
                 self.used += 1;
             }
+            self.hidden += self.used as u64 - 1;
             match self.resolve(first.stream)? {
                 Outcome::Nothing => {}
                 Outcome::Stream(i) => return Ok(Some(self.streams[i].entry())),

@@ -89,6 +89,8 @@ pub(crate) struct Leaf {
     /// Estimate of the bytes of the base that the deltas overwrite or delete, and of the deletes among them. Never stored: after
     /// opening it counts from nothing again.
     pub garbage: u64,
+    /// Of the messages that came last: bytes of the base that they overwrote or deleted, in percent of their own. Never stored.
+    pub overwriting_percent: u64,
     /// Deletes up to here may have vanished with what they deleted: absence from the runs says nothing of the time before. Never stored.
     pub settled: Seqno,
     pub crossed: Crossed,
@@ -97,17 +99,26 @@ pub(crate) struct Leaf {
 impl Leaf {
     /// A leaf without deltas.
     pub(crate) fn of_base(base: Option<Arc<Run>>, settled: Seqno) -> Arc<Leaf> {
-        Leaf::new(base, Vec::new(), 0, settled)
+        Leaf::new(base, Vec::new(), 0, 0, settled)
     }
 
     pub(crate) fn new(
         base: Option<Arc<Run>>,
         deltas: Vec<Arc<Run>>,
         garbage: u64,
+        overwriting_percent: u64,
         settled: Seqno,
     ) -> Arc<Leaf> {
         let base = base.filter(|r| !r.is_empty());
-        Arc::new(Leaf { id: LeafId::fresh(), base, deltas, garbage, settled, crossed: Crossed::default() })
+        Arc::new(Leaf {
+            id: LeafId::fresh(),
+            base,
+            deltas,
+            garbage,
+            overwriting_percent,
+            settled,
+            crossed: Crossed::default(),
+        })
     }
 
     /// Its runs, newest first.
@@ -121,6 +132,11 @@ impl Leaf {
 
     pub(crate) fn delta_bytes(&self) -> u64 {
         self.deltas.iter().map(|r| r.bytes()).sum()
+    }
+
+    /// Estimate of the bytes of the base that `arriving` bytes of messages overwrite or delete: as many as of those before them.
+    pub(crate) fn garbage_of(&self, arriving: u64) -> u64 {
+        arriving * self.overwriting_percent / 100
     }
 }
 

@@ -193,7 +193,7 @@ impl<'a> NodeReader<'a> {
                 StoredTarget::Leaf { deltas, base } => {
                     let base = base.as_ref().map(|run| self.run(run)).transpose()?;
                     let deltas = deltas.iter().map(|run| self.run(run)).collect::<Result<_>>()?;
-                    Target::Leaf(Leaf::new(base, deltas, 0, Seqno(0)))
+                    Target::Leaf(Leaf::new(base, deltas, 0, 0, Seqno(0)))
                 }
                 StoredTarget::Node(below) => {
                     let child_high = stored.high_of(i, high);

@@ -87,15 +87,16 @@ pub struct TreeOptions {
     /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 150. Larger means less
     /// write amplification, and more runs to look at.
     pub leaf_delta_percent: usize,
-    /// A leaf is compacted when what its delta runs overwrite or delete exceeds this share of its base, in percent (a quarter
-    /// more or less, so that not all come due together). Default 90. Larger means less write amplification of overwrites and deletes, and more space
-    /// while writing goes on; when nothing was written for two seconds, what is above 10 percent is given back.
+    /// A leaf is compacted when what its delta runs overwrite or delete, and what is to become one of them probably does, exceeds this share of its base,
+    /// in percent (a quarter more or less, so that not all come due together). Default 30: data that is overwritten all over has no delta runs. Larger means
+    /// less write amplification of overwrites and deletes, and more space while writing goes on; when nothing was written for two seconds, what is
+    /// above 10 percent is given back.
     pub leaf_garbage_percent: usize,
     /// Size of a data page in bytes, a multiple of 4096. Default 4096. Larger pages read more per cold get and
     /// make scans and compaction a little cheaper.
     pub page_bytes: usize,
     /// Size to which runs are cut into segments (the unit of allocation), in bytes. Default 2 MiB, and at most a 64th of the
-    /// memory budget (or 256 KiB). In buffers of nodes segments end where a leaf does, from a quarter of it on: a segment keeps its space
+    /// memory budget (or 256 KiB). In buffers of nodes segments end where a leaf does, from an eighth of it on: a segment keeps its space
     /// until all leaves have taken what is in it for them.
     pub segment_bytes: usize,
     /// Bits of filter per key. Default 20: in about 0.03 % of the cases a run is searched in vain for a key that it
@@ -111,7 +112,7 @@ impl Default for TreeOptions {
             leaf_bytes: 4 << 20,
             max_runs: 10,
             leaf_delta_percent: 150,
-            leaf_garbage_percent: 90,
+            leaf_garbage_percent: 30,
             page_bytes: 4096,
             segment_bytes: 2 << 20,
             filter_bits: 20,

@@ -24,6 +24,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use crate::cuts::CUT_FRACTION;
 use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
@@ -73,10 +74,10 @@ pub(crate) fn flush_cost(percent: u64, bytes: u64, messages: u64) -> u64 {
     (bytes + messages * PER_MESSAGE) * percent / 100
 }
 
-/// Bytes in a run per hundred bytes of messages: half-full pages, and segments cut at a quarter of their length that end with
+/// Bytes in a run per hundred bytes of messages: half-full pages, and segments cut at the least length ([`CUT_FRACTION`]) that end with
 /// part of a page and a meta block.
 pub(crate) fn flush_percent(tree: &crate::TreeOptions) -> u64 {
-    200 + 100 * 4 * (tree.page_bytes as u64 + 4096) / tree.segment_bytes as u64
+    200 + 100 * CUT_FRACTION as u64 * (tree.page_bytes as u64 + 4096) / tree.segment_bytes as u64
 }
 
 /// What messages for `state` cost, the cost of its memtable `active` included if they are its first.

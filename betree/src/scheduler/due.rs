@@ -30,6 +30,8 @@ const SQUEEZED_TASKS: u64 = 16;
 /// Memtables and checkpoints that are worked on one after the other while something is due. Small memtables, or those of many keyspaces, could otherwise keep all
 /// workers busy and nobody would see how deep the debt is, for it is found by looking for what is due.
 const URGENT_IN_A_ROW: u32 = 4;
+/// A checkpoint is due when this fraction of what is in use may have been replaced since the last one, which keeps that: space that others could have.
+const HELD_FRACTION: u64 = 64;
 /// What a leaf may keep at rest, in percent of its base.
 const SETTLED_GARBAGE_PERCENT: u64 = 10;
 /// Changes of the trees at rest after which a checkpoint lets go of what they replaced.
@@ -170,12 +172,33 @@ impl Shared {
             }
         }
         let many = inner.squeeze && inner.changed >= SQUEEZED_TASKS;
-        if (inner.checkpoint_wanted || many) && !inner.is_busy(&Claim::Checkpoint) {
-            inner.checkpoint_wanted = false;
-            inner.changed = 0;
-            return Some((Claim::Checkpoint, Task::Checkpoint));
+        let wanted = inner.checkpoint_wanted || many || self.rewritten_since(inner) >= self.held_limit();
+        if wanted && !inner.is_busy(&Claim::Checkpoint) {
+            return Some(self.checkpoint_task(inner));
         }
         None
+    }
+
+    /// A checkpoint of what was changed until now.
+    fn checkpoint_task(&self, inner: &mut Inner) -> (Claim, Task) {
+        inner.checkpoint_wanted = false;
+        inner.changed = 0;
+        inner.rewritten_at = self.rewritten();
+        (Claim::Checkpoint, Task::Checkpoint)
+    }
+
+    fn rewritten(&self) -> u64 {
+        self.counters.flush_written.load(Relaxed) + self.counters.compact_written.load(Relaxed)
+    }
+
+    /// Bytes written in place of others since the last checkpoint began: about as many are kept for it alone.
+    fn rewritten_since(&self, inner: &Inner) -> u64 {
+        self.rewritten().saturating_sub(inner.rewritten_at)
+    }
+
+    /// So much may be kept for the last checkpoint alone before the next one.
+    fn held_limit(&self) -> u64 {
+        (self.pager.allocated_bytes() / HELD_FRACTION).max(self.memtable_bytes as u64 / 2)
     }
 
     /// What keeps the trees in shape, or somebody has asked for.
@@ -214,9 +237,7 @@ impl Shared {
             return None;
         }
         if inner.changed > 0 && !inner.failed.contains(&Claim::Checkpoint) {
-            inner.changed = 0;
-            inner.checkpoint_wanted = false;
-            return Some((Claim::Checkpoint, Task::Checkpoint));
+            return Some(self.checkpoint_task(inner));
         }
         if inner.squeeze && !inner.gave_back {
             inner.gave_back = true;
@@ -244,8 +265,7 @@ impl Shared {
         }
         let checkpoint = if worst.is_some() { SETTLED_TASKS } else { 1 };
         if inner.changed >= checkpoint && !inner.claims.contains(&Claim::Checkpoint) {
-            inner.changed = 0;
-            return Some((Claim::Checkpoint, Task::Checkpoint));
+            return Some(self.checkpoint_task(inner));
         }
         if worst.is_none()
             && inner.claims.is_empty()

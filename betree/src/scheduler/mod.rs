@@ -69,6 +69,8 @@ struct Inner {
     gave_back: bool,
     /// Tasks that changed a tree since the last checkpoint began.
     changed: u64,
+    /// Bytes that flushes and compactions had written when it began.
+    rewritten_at: u64,
     /// What found no space since the last checkpoint or pause.
     failed: HashSet<Claim>,
     /// Messages written when a task last found no space: until there are more, leaves are not settled.
