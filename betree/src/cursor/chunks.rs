@@ -10,10 +10,10 @@ use crate::segment::PageAt;
 
 /// Bytes on their way ahead of a cursor when its first chunk is asked for, about; twice as many with each chunk that it comes to.
 pub(super) const FIRST_AHEAD: usize = 64 << 10;
-/// The same for a stream.
-pub(super) const FIRST_OF_STREAM: usize = 512 << 10;
+/// The same in the first leaf of a stream; twice as many with each leaf, so that of a long one the next leaf is on its way as a whole.
+pub(crate) const FIRST_OF_STREAM: usize = 512 << 10;
 /// Most bytes on their way: with half as many on the way to be read and as many being consumed, the device need not wait.
-const MOST_AHEAD: usize = 2 << 20;
+pub(crate) const MOST_AHEAD: usize = 2 << 20;
 
 /// Some pages of a segment that lie side by side.
 #[derive(Clone, Debug)]

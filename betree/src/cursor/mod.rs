@@ -27,7 +27,8 @@ use crate::segment::{Meta, PageAt, Segment};
 mod chunks;
 mod skip;
 
-use self::chunks::{FIRST_AHEAD, FIRST_OF_STREAM, Piece};
+use self::chunks::{FIRST_AHEAD, Piece};
+pub(crate) use self::chunks::{FIRST_OF_STREAM, MOST_AHEAD};
 
 /// Pages read one by one before chunks begin, if no more were read together.
 const SINGLE_PAGES: usize = 4;
@@ -303,9 +304,9 @@ impl RunCursor {
         Ok(self.meta.as_ref().map(|meta| page_of(&self.run.segments[segment], meta, seek)))
     }
 
-    /// From here on the walk reads everything: asks for the first chunks of a seek.
-    pub(crate) fn stream(&mut self, seek: Seek<'_>, reads: &mut ReadAhead) -> Result<()> {
-        (self.single_pages, self.ahead_bytes) = (0, FIRST_OF_STREAM);
+    /// From here on the walk reads everything: asks for the first chunks of a seek, `ahead_bytes` of them.
+    pub(crate) fn stream(&mut self, seek: Seek<'_>, ahead_bytes: usize, reads: &mut ReadAhead) -> Result<()> {
+        (self.single_pages, self.ahead_bytes) = (0, ahead_bytes);
         let Some(page) = self.begin(seek)? else { return Ok(()) };
         self.ask(self.segment, page, reads)?;
         self.ask_ahead(reads)

@@ -10,7 +10,7 @@ use betree_pager::BLOCK;
 
 use super::Walk;
 use crate::Result;
-use crate::cursor::{Direction, MOST_TOGETHER, RunCursor, Seek};
+use crate::cursor::{Direction, MOST_AHEAD, MOST_TOGETHER, RunCursor, Seek};
 use crate::node::{Crossed, Target};
 use crate::readahead::Ticket;
 use crate::run::Run;
@@ -208,8 +208,9 @@ impl Walk {
         let LeafPart { low, high, cursors, .. } = leaf;
         let seek = seek(self.direction, low, high.as_deref());
         for cursor in cursors {
-            cursor.stream(seek, &mut self.reads)?;
+            cursor.stream(seek, self.stream_ahead, &mut self.reads)?;
         }
+        self.stream_ahead = (self.stream_ahead * 2).min(MOST_AHEAD);
         self.reads.kick();
         Ok(())
     }

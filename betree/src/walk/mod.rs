@@ -17,7 +17,7 @@ use betree_pager::Pager;
 
 use self::leaves::{LeafPart, seek};
 use crate::Result;
-use crate::cursor::{Direction, RunCursor, Seek};
+use crate::cursor::{Direction, FIRST_OF_STREAM, RunCursor, Seek};
 use crate::get::missing_operator;
 use crate::headed::{Headed, head_of};
 use crate::memtable::MemCursor;
@@ -139,6 +139,8 @@ pub(crate) struct Walk {
     leaf_high: Option<Headed<Arc<[u8]>>>,
     /// The leaves that come next in a stream: chunks of the first one are on their way, meta blocks of the second.
     ahead: VecDeque<LeafPart>,
+    /// Bytes that the next leaf of a stream may have on their way for each of its runs.
+    stream_ahead: usize,
     /// Keys passed so far.
     steps: u64,
     /// Keys passed since one was there.
@@ -178,6 +180,7 @@ impl Walk {
             leaf_low: Arc::default(),
             leaf_high: None,
             ahead: VecDeque::new(),
+            stream_ahead: FIRST_OF_STREAM,
             steps: 0,
             hidden: 0,
         };
