@@ -96,6 +96,11 @@ impl Site {
         spans.iter().map(|(start, end)| base.bytes_in(start, Some(end))).sum()
     }
 
+    /// Estimate of the bytes that these runs have for the child.
+    fn bytes_of(&self, runs: &[Arc<Run>]) -> u64 {
+        runs.iter().map(|run| run.bytes_in(&self.low, self.high())).sum()
+    }
+
     /// Runs pending for the child that concern its range, newest first.
     fn runs(&self) -> Vec<Arc<Run>> {
         let runs = self.node.pending_runs(self.index).map(|q| q.run.clone());
@@ -289,7 +294,7 @@ pub(crate) fn flush_to_leaf(
         shared.counters.moved_bytes.fetch_add(child.pending, Relaxed);
         (moved, None)
     } else {
-        let arriving: u64 = pending.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
+        let arriving = site.bytes_of(&pending);
         let garbage = leaf.garbage + site.covered_garbage(leaf) + leaf.garbage_of(arriving);
         let deltas = leaf.delta_bytes() + arriving;
         let share = |percent: u64| leaf.base_bytes() * percent / 100;
@@ -332,7 +337,7 @@ fn spread(leaf: &Leaf, low: &[u8]) -> u64 {
     75 + hash(low).wrapping_add(hash(&last.to_le_bytes())) % 51
 }
 
-/// Bytes below that `came` bytes of messages overwrote or deleted, in percent of them.
+/// Bytes of a leaf's base that `came` bytes of messages overwrote or deleted, in percent of them.
 fn overwriting_percent(garbage: u64, came: u64) -> u64 {
     (garbage * 100 / came.max(1)).min(1000)
 }
@@ -412,7 +417,7 @@ fn add_delta(
     writer.leave();
     let mut deltas = leaf.deltas.clone();
     let run = Run { segments: segments.into_iter().collect(), spans, first, last };
-    let overwriting = overwriting_percent(probe.garbage, run.bytes());
+    let overwriting = overwriting_percent(probe.garbage, site.bytes_of(pending));
     if !run.is_empty() {
         deltas.push(Arc::new(run));
     }
@@ -433,7 +438,7 @@ fn compact_leaf(
     let options = &state.tree;
     let runs: Vec<Arc<Run>> = pending.iter().chain(leaf.runs()).cloned().collect();
     let (first, last) = seqnos(runs.iter());
-    let total: u64 = runs.iter().map(|r| r.bytes_in(&site.low, site.high())).sum();
+    let total = site.bytes_of(&runs);
     let came = total.saturating_sub(leaf.base_bytes());
     let left = total - leaf.garbage_of(came).min(leaf.base_bytes());
     // One leaf while it fits, else parts that have room to grow.
@@ -464,7 +469,7 @@ fn compact_leaf(
     writer.leave();
     let messages: u64 =
         leaf.base.iter().flat_map(|run| run.segments.iter()).map(|s| u64::from(s.messages)).sum();
-    let overwriting = overwriting_percent(merge.hidden * leaf.base_bytes() / messages.max(1), came);
+    let overwriting = overwriting_percent(merge.hidden_oldest * leaf.base_bytes() / messages.max(1), came);
     let settled = last.max(leaf.settled);
     let leaf_of = |part: Part| {
         let run = Run { segments: part.segments.into_iter().collect(), spans: Spans::default(), first, last };
@@ -539,10 +544,34 @@ mod tests {
     #[test]
     fn what_overwrites_a_leaf_does_not_pile_up_above_it() -> Result<()> {
         let (new, overwritten) = deltas_of_new_and_overwritten_records(TreeOptions::default())?;
-        assert!(new > 20 && overwritten < 20, "deltas of {new} and {overwritten} percent");
+        assert!(new > 20 && overwritten < 30, "deltas of {new} and {overwritten} percent");
         let lax = TreeOptions { leaf_garbage_percent: 1000, ..TreeOptions::default() };
         let (_, overwritten) = deltas_of_new_and_overwritten_records(lax)?;
         assert!(overwritten > 40, "deltas of {overwritten} percent");
         Ok(())
+    }
+
+    /// Of what comes for a leaf in ten runs, most is older versions of the same few keys: that is no garbage in the base.
+    #[test]
+    fn a_few_hot_keys_do_not_have_their_leaf_compacted_all_the_time() -> Result<()> {
+        let tree = TreeOptions { leaf_bytes: 64 << 10, segment_bytes: 32 << 10, ..TreeOptions::default() };
+        let disk = betree_testkit::SimStorage::new(1);
+        let builder = Db::builder().memory(8 << 20).memtable_bytes(8 << 10).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        for id in 0..2_000u64 {
+            keyspace.insert(id.to_be_bytes(), [7; 100])?;
+        }
+        db.compact()?;
+        let before = db.stats();
+        for i in 0..20_000u64 {
+            keyspace.insert((1000 + i * 7 % 20).to_be_bytes(), [i as u8; 100])?;
+            while i % 50 == 0 && db.run_background()? {}
+        }
+        let after = db.stats();
+        let flushes = (after.memtable_flush_bytes - before.memtable_flush_bytes) / (4 << 10);
+        let compactions = (after.compact_bytes_written - before.compact_bytes_written) / (64 << 10);
+        assert!(flushes > 100 && compactions * 40 < flushes, "{compactions} for {flushes} flushes");
+        db.check().map(drop)
     }
 }

@@ -32,8 +32,8 @@ pub(crate) struct Merge<'a> {
     order: Vec<Ranked>,
     /// How many at the front of `order` the last step used up.
     used: usize,
-    /// Messages passed so far for whose key a newer one came.
-    pub hidden: u64,
+    /// Messages of the oldest run passed so far for whose key a newer one came.
+    pub hidden_oldest: u64,
     /// Result of folding.
     folded: Vec<u8>,
     folded_key: Vec<u8>,
@@ -92,7 +92,7 @@ impl<'a> Merge<'a> {
             order: Vec::with_capacity(streams.len()),
             streams,
             used: 0,
-            hidden: 0,
+            hidden_oldest: 0,
             folded: Vec::new(),
             folded_key: Vec::new(),
             done: Vec::new(),
@@ -137,7 +137,9 @@ impl<'a> Merge<'a> {
             {
                 self.used += 1;
             }
-            self.hidden += self.used as u64 - 1;
+            // Messages for one key are in order of age.
+            let oldest = self.order[self.used - 1].stream + 1 == self.streams.len();
+            self.hidden_oldest += u64::from(self.used > 1 && oldest);
             match self.resolve(first.stream)? {
                 Outcome::Nothing => {}
                 Outcome::Stream(i) => return Ok(Some(self.streams[i].entry())),

@@ -286,7 +286,7 @@ mod tests {
 
     use crate::{Db, Result, TreeOptions};
 
-    /// Writes everything three times; compactions for garbage are all but switched off.
+    /// Writes everything four times; compactions for garbage are all but switched off.
     fn overwritten(disk: &Arc<betree_testkit::SimStorage>) -> Result<Db> {
         let tree = TreeOptions {
             leaf_bytes: 64 << 10,
@@ -298,7 +298,7 @@ mod tests {
         let builder = Db::builder().memory(4 << 20).memtable_bytes(32 << 10).background_threads(0).tree(tree);
         let db = builder.open_on(disk.as_storage())?;
         let keyspace = db.keyspace("records")?;
-        for round in 0..3u64 {
+        for round in 0..4u64 {
             for i in 0..4000u64 {
                 let key = (i * 2_654_435_761 % 4000).to_be_bytes();
                 keyspace.insert(key, [round as u8; 100])?;
@@ -328,7 +328,7 @@ mod tests {
         db.check()?;
         let rows = db.keyspace("records")?.iter().collect::<Result<Vec<_>>>()?;
         assert_eq!(rows.len(), 4000);
-        assert!(rows.iter().all(|(_, value)| value[..] == [2; 100]));
+        assert!(rows.iter().all(|(_, value)| value[..] == [3; 100]));
         Ok(())
     }
 
