@@ -246,6 +246,7 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
     let open_seconds = opening.elapsed().as_secs_f64();
     let configuration = engine.configuration();
 
+    let expected = reads::rows_expected(spec);
     let before = meter.read()?;
     let work = match spec.phase {
         PhaseName::Load | PhaseName::Complete => load::run(spec, &*engine, &meter, &before)?,
@@ -253,7 +254,7 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
         PhaseName::IngestGets => ingest::run(spec, &*engine, &meter, &before)?,
         phase if phase.is_churn() => churn::run(spec, &*engine, &meter, &before)?,
         phase if phase.is_ycsb() => ycsb::run(spec, &*engine, &meter, &before)?,
-        _ => reads::run(spec, &*engine, &meter, &before)?,
+        _ => reads::run(spec, &*engine, &meter, &before, expected)?,
     };
     let mut counters = meter.read()?.since(&before);
     let mut space = None;

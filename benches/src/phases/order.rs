@@ -14,7 +14,7 @@ pub(super) struct Order<F> {
     rows: u64,
 }
 
-impl<F: Fn(u64) -> bool> Order<F> {
+impl<F: FnMut(u64) -> bool> Order<F> {
     pub(super) fn new(records: Records, known: F) -> Self {
         Order { records, known, previous: None, rows: 0 }
     }
