@@ -112,9 +112,9 @@ impl Spans {
         self.spans.get(at).map(|(start, end)| (start.as_ref(), end.as_ref()))
     }
 
-    /// The last span that ends before `key`.
+    /// The last span without a key at or after `key`.
     pub(crate) fn span_before(&self, key: &[u8]) -> Option<(&[u8], &[u8])> {
-        let at = self.spans.partition_point(|(_, end)| end.as_ref() < key).checked_sub(1)?;
+        let at = self.spans.partition_point(|(_, end)| end.as_ref() <= key).checked_sub(1)?;
         self.spans.get(at).map(|(start, end)| (start.as_ref(), end.as_ref()))
     }
 

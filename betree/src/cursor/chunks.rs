@@ -10,7 +10,8 @@ use crate::segment::PageAt;
 
 /// Bytes on their way ahead of a cursor when its first chunk is asked for, about; twice as many with each chunk that it comes to.
 pub(super) const FIRST_AHEAD: usize = 64 << 10;
-/// The same in the first leaf of a stream; twice as many with each leaf, so that of a long one the next leaf is on its way as a whole.
+/// The same in the first leaf of a stream; twice as many with each leaf, so that of a long one the next leaf is on its way as a whole, or several
+/// small ones.
 pub(crate) const FIRST_OF_STREAM: usize = 512 << 10;
 /// Most bytes on their way: with half as many on the way to be read and as many being consumed, the device need not wait.
 pub(crate) const MOST_AHEAD: usize = 2 << 20;
@@ -75,6 +76,11 @@ impl RunCursor {
         Ok(())
     }
 
+    /// Bytes on their way.
+    pub(crate) fn bytes_asked(&self) -> usize {
+        self.asked.iter().map(|(piece, _)| piece.len).sum()
+    }
+
     /// Makes the chunk with `page` the current one, and asks for those after it.
     fn read_chunk(&mut self, page: usize, reads: &mut ReadAhead) -> Result<()> {
         if let Some((_, old)) = self.chunk.take() {
@@ -105,7 +111,7 @@ impl RunCursor {
 
     /// Asks for what comes after the last piece, until enough is on its way.
     pub(super) fn ask_ahead(&mut self, reads: &mut ReadAhead) -> Result<()> {
-        while self.asked.iter().map(|(piece, _)| piece.len).sum::<usize>() < self.ahead_bytes
+        while self.bytes_asked() < self.ahead_bytes
             && let Some((segment, page)) = self.page_ahead()
         {
             self.ask(segment, page, reads)?;

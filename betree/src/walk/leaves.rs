@@ -1,9 +1,10 @@
 //! The leaves that a walk comes to: which runs there are for each, and getting their reads under way in time.
 //!
 //! The first leaf is *warmed*: the meta blocks of all its runs are read in one batch, then the first pages of all in another. In a stream the chunks of
-//! the next leaf are on their way while the records of this one are taken, and the meta blocks of the one after it, without which its chunks
-//! cannot be asked for.
+//! the next leaf are on their way while the records of this one are taken; of small leaves, the chunks of as many as have together what one large
+//! leaf may have. And the meta blocks of as many after them, without which their chunks cannot be asked for.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use betree_pager::BLOCK;
@@ -15,6 +16,9 @@ use crate::node::{Crossed, Target};
 use crate::readahead::Ticket;
 use crate::run::Run;
 use crate::spans::Spans;
+
+/// Most leaves with chunks on their way: there may be nothing to ask for in any of them.
+const MOST_LEAVES: usize = 16;
 
 /// The runs on the path to a leaf, newest first, and the part of the leaf that the walk sees.
 pub(super) struct LeafPart {
@@ -210,27 +214,40 @@ impl Walk {
         for cursor in cursors {
             cursor.stream(seek, self.stream_ahead, &mut self.reads)?;
         }
-        self.stream_ahead = (self.stream_ahead * 2).min(MOST_AHEAD);
         self.reads.kick();
         Ok(())
     }
 
     /// Gets the reads of the leaves after `leaf` under way.
     pub(super) fn look_ahead(&mut self, leaf: &LeafPart) -> Result<()> {
+        self.stream_ahead = (self.stream_ahead * 2).min(MOST_AHEAD);
         let mut ahead = std::mem::take(&mut self.ahead);
-        while ahead.len() < 2 {
-            let last = ahead.back().unwrap_or(leaf);
-            let Some(next) = self.leaf_after(&last.low, last.high.as_deref()) else { break };
-            ahead.push_back(next);
+        let (mut streaming, mut bytes) = (0, 0);
+        while streaming < MOST_LEAVES && bytes < self.stream_ahead && self.reach(&mut ahead, leaf, streaming)
+        {
+            self.stream(&mut ahead[streaming])?;
+            bytes += ahead[streaming].cursors.iter().map(RunCursor::bytes_asked).sum::<usize>();
+            streaming += 1;
         }
-        if let Some(next) = ahead.front_mut() {
-            self.stream(next)?;
-        }
-        if let Some(second) = ahead.get_mut(1) {
-            self.ask_metas(second)?;
+        for index in streaming..2 * streaming {
+            if !self.reach(&mut ahead, leaf, index) {
+                break;
+            }
+            if ahead[index].metas.is_none() && !ahead[index].streams {
+                self.ask_metas(&mut ahead[index])?;
+            }
         }
         self.ahead = ahead;
         Ok(())
+    }
+
+    /// Whether `ahead`, the leaves after `leaf`, has one at `index`; the next one is added if that is it.
+    fn reach(&self, ahead: &mut VecDeque<LeafPart>, leaf: &LeafPart, index: usize) -> bool {
+        if ahead.len() == index {
+            let last = ahead.back().unwrap_or(leaf);
+            ahead.extend(self.leaf_after(&last.low, last.high.as_deref()));
+        }
+        ahead.len() > index
     }
 }
 
@@ -239,5 +256,54 @@ pub(super) fn seek<'a>(direction: Direction, low: &'a [u8], high: Option<&'a [u8
     match direction {
         Direction::Forward => Seek::At(low),
         Direction::Backward => Seek::Before(high),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::STREAM_AFTER;
+    use super::*;
+    use crate::types::Seqno;
+    use crate::{Db, TreeOptions};
+
+    /// Walks over leaves of about so many bytes: how many leaves had chunks on their way at the most, and how many bytes.
+    fn most_on_their_way(leaf_bytes: usize, direction: Direction) -> Result<(usize, usize)> {
+        let tree = TreeOptions { leaf_bytes, segment_bytes: 32 << 10, ..TreeOptions::default() };
+        let disk = betree_testkit::SimStorage::new(1);
+        let builder =
+            Db::builder().memory(256 << 20).memtable_bytes(1 << 20).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let keyspace = db.keyspace("records")?;
+        let records = 100_000u64;
+        for i in 0..records {
+            keyspace.insert(i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), [7; 100])?;
+        }
+        db.compact()?;
+        let (view, pager) = (keyspace.state.view(), &db.shared().pager);
+        let mut walk = Walk::new(pager, &view, None, Seqno(u64::MAX), direction, 0, b"", None)?;
+        let (mut rows, mut leaves, mut bytes) = (0, 0, 0);
+        while walk.step()? {
+            rows += 1;
+            let streaming = walk.ahead.iter().filter(|leaf| leaf.streams);
+            let asked: usize =
+                streaming.clone().flat_map(|leaf| &leaf.cursors).map(RunCursor::bytes_asked).sum();
+            assert!(rows > STREAM_AFTER || asked == 0, "the walk may end soon");
+            (leaves, bytes) = (leaves.max(streaming.count()), bytes.max(asked));
+        }
+        assert_eq!(rows, records);
+        Ok((leaves, bytes))
+    }
+
+    #[test]
+    fn in_a_stream_several_small_leaves_are_on_their_way_or_one_large_one() -> Result<()> {
+        for direction in [Direction::Forward, Direction::Backward] {
+            let (leaves, bytes) = most_on_their_way(64 << 10, direction)?;
+            assert!(leaves == MOST_LEAVES && bytes < MOST_LEAVES * (128 << 10), "{leaves} {bytes}");
+            let (leaves, bytes) = most_on_their_way(512 << 10, direction)?;
+            assert!((4..=8).contains(&leaves) && (MOST_AHEAD..MOST_AHEAD + (1 << 20)).contains(&bytes));
+            let (leaves, _) = most_on_their_way(4 << 20, direction)?;
+            assert!(leaves <= 2, "{leaves}");
+        }
+        Ok(())
     }
 }

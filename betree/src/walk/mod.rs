@@ -137,9 +137,9 @@ pub(crate) struct Walk {
     /// The part of the current leaf: its lowest key, and the first key above it.
     leaf_low: Arc<[u8]>,
     leaf_high: Option<Headed<Arc<[u8]>>>,
-    /// The leaves that come next in a stream: chunks of the first one are on their way, meta blocks of the second.
+    /// The leaves that come next in a stream: chunks of the first ones are on their way, meta blocks of those after them.
     ahead: VecDeque<LeafPart>,
-    /// Bytes that the next leaf of a stream may have on their way for each of its runs.
+    /// Bytes that the next leaf of a stream may have on their way for each of its runs, and small leaves together.
     stream_ahead: usize,
     /// Keys passed so far.
     steps: u64,
@@ -351,18 +351,27 @@ impl Walk {
         if self.direction == Direction::Forward { head } else { !head }
     }
 
-    /// Before this distance no other source has anything, no span hides anything, and the leaf does not end.
+    /// Before this distance no other source has anything, no span hides anything of the source of the key found last, and the leaf does not end.
     #[inline]
     fn others_from(&self) -> u64 {
-        if self.has_spans {
-            return 0;
-        }
         let end = match (self.direction, &self.leaf_high) {
             (Direction::Forward, high) => high.as_ref().map(Headed::head),
             (Direction::Backward, _) => Some(head_of(&self.leaf_low)),
         };
         let others = self.order.get(1).map(|near| near.head);
-        [others, end].into_iter().flatten().fold(u64::MAX, |nearest, head| nearest.min(self.distance(head)))
+        let before = |nearest: u64, head: u64| nearest.min(self.distance(head));
+        let nearest = [others, end].into_iter().flatten().fold(u64::MAX, before);
+        if self.has_spans { self.next_spans().fold(nearest, before) } else { nearest }
+    }
+
+    /// The heads of where the next spans begin, seen along the direction, that hide what the source of the key found last has.
+    fn next_spans(&self) -> impl Iterator<Item = u64> {
+        let source = self.order.first().map_or(0, |near| near.source);
+        let key = self.sources.get(source).and_then(Source::key).unwrap_or_default();
+        self.spans[..source].iter().filter_map(move |spans| match self.direction {
+            Direction::Forward => spans.span_at_or_after(key).map(|(start, _)| head_of(start)),
+            Direction::Backward => spans.span_before(key).map(|(_, end)| head_of(end)),
+        })
     }
 
     /// Takes every source to the end of the span that hides the nearest key, if one does.
@@ -417,17 +426,20 @@ impl Walk {
     #[inline]
     fn resolve(&mut self, first: Near) -> Result<bool> {
         self.folded = None;
-        if !self.has_spans {
-            match self.sources[first.source].kind() {
-                Some(Kind::Put) => return Ok(true),
-                Some(Kind::Delete) => return Ok(false),
-                _ => {}
+        if self.has_spans {
+            let key = self.sources[first.source].key().unwrap_or_default();
+            if self.spans[..first.source].iter().any(|spans| spans.contains(key)) {
+                return Ok(false);
             }
         }
-        self.fold()
+        match self.sources[first.source].kind() {
+            Some(Kind::Put) => Ok(true),
+            Some(Kind::Delete) => Ok(false),
+            _ => self.fold(),
+        }
     }
 
-    /// As [`Walk::resolve`], where operands or spans have a say.
+    /// As [`Walk::resolve`], where operands have a say.
     fn fold(&mut self) -> Result<bool> {
         let Some(key) = self.order.first().and_then(|near| self.sources[near.source].key()) else {
             return Ok(false);
