@@ -1,6 +1,7 @@
 //! Write batches: encoded once, applied whole or not at all.
 
 use crate::message::{Kind, MessageRef, encode_message};
+use crate::room::length;
 use crate::types::{MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::{Error, Keyspace, Result};
 
@@ -28,6 +29,8 @@ pub struct WriteBatch {
     pub(crate) count: u32,
     /// Bytes of keys and values.
     pub(crate) user_bytes: u64,
+    /// The greatest [`length`] of them.
+    pub(crate) longest: usize,
     /// Whether every message is a Delete or RangeDelete.
     pub(crate) only_deletes: bool,
     /// The keyspaces named in the batch, each once.
@@ -36,7 +39,14 @@ pub struct WriteBatch {
 
 impl WriteBatch {
     pub(crate) fn new() -> Self {
-        WriteBatch { encoded: Vec::new(), count: 0, user_bytes: 0, only_deletes: true, keyspaces: Vec::new() }
+        WriteBatch {
+            encoded: Vec::new(),
+            count: 0,
+            user_bytes: 0,
+            longest: 0,
+            only_deletes: true,
+            keyspaces: Vec::new(),
+        }
     }
 
     /// Sets `key` to `value`.
@@ -114,6 +124,7 @@ impl WriteBatch {
         self.encoded.clear();
         self.count = 0;
         self.user_bytes = 0;
+        self.longest = 0;
         self.only_deletes = true;
         self.keyspaces.clear();
     }
@@ -130,6 +141,7 @@ impl WriteBatch {
         encode_message(&mut self.encoded, keyspace.id(), message);
         self.count += 1;
         self.user_bytes += (message.key.len() + message.value.len()) as u64;
+        self.longest = self.longest.max(length(message));
         self.only_deletes &= message.kind.is_delete();
         Ok(())
     }

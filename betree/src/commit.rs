@@ -17,7 +17,7 @@ use betree_wal::Lsn;
 
 use crate::message::{Head as RecordHead, MessageRef, Messages};
 use crate::options::Durability;
-use crate::room::{Nature, cost_in};
+use crate::room::{Nature, cost_in, length};
 use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
@@ -50,7 +50,7 @@ impl Shared {
             }
             let nature = if message.kind.is_delete() { Nature::Deletes } else { Nature::Writes };
             let active = &*view.heads[0];
-            let cost = cost_in(state, active, bytes as u64, 1);
+            let cost = cost_in(active, state.flush_cost.of(length(message), bytes as u64, 1));
             let means = self.secure(&mut commit, cost, nature)?;
             let first = commit.next;
             let mut head = RecordHead::of_batch(first, 1);
@@ -88,7 +88,7 @@ impl Shared {
             let mut commit = self.lock_with_room(states)?;
             let views: Vec<_> = states.iter().map(|state| state.peek()).collect();
             let active: Vec<&Head> = views.iter().map(|view| &*view.heads[0]).collect();
-            let costs = costs(encoded, count, states, &active);
+            let costs = costs(batch, states, &active);
             let means = self.secure(&mut commit, costs.iter().sum(), nature)?;
             let first = commit.next;
             let header = RecordHead::of_batch(first, count);
@@ -257,19 +257,18 @@ impl Shared {
 }
 
 /// What the messages of a batch cost in each keyspace, with its active memtable.
-fn costs(encoded: &[u8], count: u32, states: &[&State], active: &[&Head]) -> Vec<u64> {
+fn costs(batch: &WriteBatch, states: &[&State], active: &[&Head]) -> Vec<u64> {
     if let ([state], [active]) = (states, active) {
-        return vec![cost_in(state, active, encoded.len() as u64, u64::from(count))];
+        return vec![cost_in(active, state.flush_cost.of(batch.longest, batch.user_bytes, batch.count))];
     }
-    let mut sums = vec![(0u64, 0u64); states.len()];
-    for (id, message) in Messages::new(encoded) {
+    let mut sums = vec![0; states.len()];
+    for (id, message) in Messages::new(&batch.encoded) {
         if let Some(at) = states.iter().position(|state| state.id == id) {
-            sums[at].0 += (message.key.len() + message.value.len()) as u64;
-            sums[at].1 += 1;
+            let bytes = message.key.len() + message.value.len();
+            sums[at] += states[at].flush_cost.of(length(message), bytes as u64, 1);
         }
     }
-    let each = states.iter().zip(active).zip(sums);
-    each.map(|((state, active), (bytes, count))| cost_in(state, active, bytes, count)).collect()
+    active.iter().zip(sums).map(|(active, sum)| cost_in(active, sum)).collect()
 }
 
 #[cfg(test)]

@@ -176,6 +176,38 @@ pub(crate) fn flush_memtable(
         shared.discharge(head);
         return Ok(());
     };
+    let written = write_memtable(shared, state, head, last, io);
+    if written.is_err() && state.is_dropped() {
+        // Nobody will try again.
+        shared.discharge(head);
+    }
+    let segments = written?;
+    shared.storage.reached("memtable-written");
+    let run = Arc::new(Run {
+        segments: segments.into_iter().collect(),
+        spans: head.table.spans(Seqno(u64::MAX)),
+        first,
+        last,
+    });
+    let (options, mut moved) = (&state.tree, 0);
+    state.install(head, last, |root| {
+        let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
+        settle(root, options, &mut moved)
+    });
+    shared.storage.reached("memtable-installed");
+    shared.discharge(head);
+    shared.counters.moved_bytes.fetch_add(moved, Relaxed);
+    Ok(())
+}
+
+/// Writes the messages of a memtable, of which `last` is the newest, as the segments of one run, and waits for the writes.
+fn write_memtable(
+    shared: &Shared,
+    state: &State,
+    head: &Head,
+    last: Seqno,
+    io: &mut TaskIo,
+) -> Result<Vec<Arc<Segment>>> {
     let options = &state.tree;
     let root = state.view().root.clone();
     let mut cuts = Cuts::new(&root, options);
@@ -185,7 +217,7 @@ pub(crate) fn flush_memtable(
         &mut io.write,
         shared.writing_options(*options),
         shared.filter_room(),
-        Purpose::NewData,
+        Purpose::NewData(&head.charge),
         &shared.counters.memtable_flush_bytes,
     );
     let rows = Some(&shared.rows).filter(|rows| !rows.is_empty());
@@ -203,22 +235,7 @@ pub(crate) fn flush_memtable(
     }
     let segments = writer.cut()?;
     writer.finish()?;
-    shared.storage.reached("memtable-written");
-    let run = Arc::new(Run {
-        segments: segments.into_iter().collect(),
-        spans: head.table.spans(Seqno(u64::MAX)),
-        first,
-        last,
-    });
-    let mut moved = 0;
-    state.install(head, last, |root| {
-        let root = if run.is_empty() { root.clone() } else { tree::append(root, run, options) };
-        settle(root, options, &mut moved)
-    });
-    shared.storage.reached("memtable-installed");
-    shared.discharge(head);
-    shared.counters.moved_bytes.fetch_add(moved, Relaxed);
-    Ok(())
+    Ok(segments)
 }
 
 fn rewriter<'a>(

@@ -2,8 +2,8 @@
 //!
 //! **Promises.** Before a message is logged, the space that its memtable's flush will need is set aside in the data file
 //! ([`betree_pager::Pager::promise`]), in steps, so that a write usually only counts. Without space the write is refused as
-//! [`Error::NoSpace`] and had no effect. What was accepted can thus be flushed on a full device, by [`Purpose::NewData`](crate::writer::Purpose). The estimate is
-//! generous: twice the bytes, since a page is at least half full, and what the shortest segments are rounded up by.
+//! [`Error::NoSpace`] and had no effect. A flush redeems the promise segment by segment; should it fail, it makes it anew before it drops what it wrote. What was accepted can thus be flushed on a full device, by [`Purpose::NewData`](crate::writer::Purpose). What that takes at
+//! most is estimated by [`FlushCost`]. All of it is backed by the device and idle meanwhile, so the estimate is tight where most data is: small messages.
 //!
 //! **Deletes** (messages and batches of nothing but Delete and RangeDelete) are accepted without a promise, up to half of the
 //! data file's reserve, and may use the file that the log holds in reserve. Writers of anything else are refused before they touch either:
@@ -24,15 +24,20 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+use betree_pager::Pager;
+
 use crate::cuts::CUT_FRACTION;
+use crate::message::{Kind, MessageRef};
 use crate::shared::{Commit, Shared};
-use crate::state::State;
 use crate::stats::Counters;
 use crate::view::Head;
 use crate::{Error, Result};
 
-/// Bytes of a message in a page beside key and value, and its part of filter and index, at most.
-const PER_MESSAGE: u64 = 32;
+/// Messages of up to this fraction of a page are small.
+const SMALL_FRACTION: usize = 16;
+/// Bytes of a small message beside key and value, at most: in a page that lists its entries 4 for lengths and 2 for the offset; 2 of the page's header and of its row in
+/// the meta block; 8 of the filter.
+const PER_MESSAGE: usize = 16;
 /// What even the smallest run takes: a page and a meta block.
 const PER_MEMTABLE: u64 = 16 << 10;
 
@@ -41,8 +46,17 @@ const SHORT_SEGMENT: usize = 28 << 10;
 
 /// Most that a writer has promised to it at once.
 const STEP: u64 = 4 << 20;
-/// How many times what was spent since the last look is promised ahead, two memtables' worth at most: a fifth of a second at full speed.
-const AHEAD: u64 = 64;
+/// How many times what is spent between two looks is promised ahead, one memtable's bytes at most: an eighth of a second at full speed.
+const AHEAD: u64 = 48;
+
+/// What writers will need soon, by what they spent lately.
+#[derive(Debug, Default)]
+pub(crate) struct Forecast {
+    /// What they had spent at the last look.
+    spent: u64,
+    /// Bytes that should be promised ahead.
+    ahead: u64,
+}
 
 /// What a batch consists of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,22 +83,70 @@ pub(crate) struct Charge {
     reserved: AtomicU64,
 }
 
-/// Bytes that messages with so many bytes of keys and values take in a run, at most. `percent`: [`flush_percent`] of the tree.
-pub(crate) fn flush_cost(percent: u64, bytes: u64, messages: u64) -> u64 {
-    (bytes + messages * PER_MESSAGE) * percent / 100
+impl Charge {
+    /// So many bytes of the flush are owned now: takes that part of the promise back, as far as it goes. How much it was.
+    pub(crate) fn redeem(&self, pager: &Pager, bytes: u64) -> u64 {
+        let rest = |promised: u64| Some(promised.saturating_sub(bytes));
+        // The closure always answers.
+        let before = self.promised.fetch_update(Relaxed, Relaxed, rest).unwrap_or_default();
+        let redeemed = before.min(bytes);
+        pager.release_promise(redeemed);
+        redeemed
+    }
+
+    /// What was redeemed will be needed again. REQUIRES: its extents have not been dropped.
+    pub(crate) fn renew(&self, pager: &Pager, redeemed: u64) {
+        pager.renew_promise(redeemed);
+        self.promised.fetch_add(redeemed, Relaxed);
+    }
 }
 
-/// Bytes in a run per hundred bytes of messages: half-full pages, and segments cut at the least length ([`CUT_FRACTION`]) that end with
-/// part of a page and a meta block.
-pub(crate) fn flush_percent(tree: &crate::TreeOptions) -> u64 {
-    200 + 100 * CUT_FRACTION as u64 * (tree.page_bytes as u64 + 4096) / tree.segment_bytes as u64
+/// What the messages of a keyspace take in a run, at most. Cost of a look: a multiplication.
+///
+/// Where a page ends, what does not fit begins the next one. If that is small the page lacks a sixteenth, which the page's own messages are charged with; if not,
+/// it is charged with twice its bytes, and pays for what the page before it lacks. The separator of a page of small messages is no longer than one of them, so that
+/// is another sixteenth. Operands are never small: those of one key become one message.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlushCost {
+    /// The longest small message.
+    small: usize,
+    /// Bytes in a run per hundred bytes of small messages, and of others.
+    small_percent: u64,
+    percent: u64,
 }
 
-/// What messages for `state` cost, the cost of its memtable `active` included if they are its first.
-pub(crate) fn cost_in(state: &State, active: &Head, bytes: u64, messages: u64) -> u64 {
+impl FlushCost {
+    /// For trees of this shape. Segments end with part of a page and a meta block, at the earliest where [`CUT_FRACTION`] says, or are short while the device is full.
+    pub(crate) fn new(tree: &crate::TreeOptions) -> FlushCost {
+        let ends = (CUT_FRACTION * (tree.page_bytes + 4096)).div_ceil(tree.segment_bytes / 100);
+        let segments = 100 + ends.max((100 * 4096usize).div_ceil(SHORT_SEGMENT)) as u64;
+        FlushCost {
+            small: tree.page_bytes / SMALL_FRACTION - PER_MESSAGE,
+            small_percent: (114 * segments).div_ceil(100),
+            percent: 2 * segments,
+        }
+    }
+
+    /// Of messages that have so many bytes of keys and values together, and the longest of which has the [`length`] `longest`.
+    #[inline]
+    pub(crate) fn of(&self, longest: usize, bytes: u64, messages: u32) -> u64 {
+        let percent = if longest <= self.small { self.small_percent } else { self.percent };
+        ((bytes + u64::from(messages) * PER_MESSAGE as u64) * percent).div_ceil(100)
+    }
+}
+
+/// Bytes of a message's key and value; more than any has if it is an operand, since those of one key become one message.
+#[inline]
+pub(crate) fn length(message: MessageRef<'_>) -> usize {
+    if message.kind == Kind::Merge { usize::MAX } else { message.key.len() + message.value.len() }
+}
+
+/// What messages for `active` cost that take `cost` in a run, the cost of the memtable itself included if they are its first.
+#[inline]
+pub(crate) fn cost_in(active: &Head, cost: u64) -> u64 {
     let charge = &active.charge;
     let any = charge.promised.load(Relaxed) > 0 || charge.reserved.load(Relaxed) > 0;
-    (if any { 0 } else { PER_MEMTABLE }) + flush_cost(state.flush_percent, bytes, messages)
+    (if any { 0 } else { PER_MEMTABLE }) + cost
 }
 
 impl Shared {
@@ -121,9 +183,8 @@ impl Shared {
     }
 
     /// Promises for what writers will soon need, from the log's thread: growing the file may wait for the file system's journal, which a
-    /// writer under the commit lock should not. `before` is what had been spent at the last call. Writers that rest give back what they did
-    /// not use.
-    pub(crate) fn promise_ahead(&self, before: &mut u64) {
+    /// writer under the commit lock should not. Writers that rest give back what they did not use.
+    pub(crate) fn promise_ahead(&self, forecast: &mut Forecast) {
         // Small memtables need small steps, and small devices need their space.
         if (self.memtable_bytes as u64) < 4 * STEP {
             return;
@@ -132,15 +193,18 @@ impl Shared {
             let commit = self.commit.lock();
             (commit.allowance, commit.spent)
         };
-        let ahead = (AHEAD * (spent - *before)).min(2 * self.memtable_bytes as u64);
-        *before = spent;
-        if ahead == 0 {
-            self.release_allowance(STEP);
-        } else if allowance < ahead / 2
-            && !self.scheduler.squeezing()
-            && self.pager.promise(ahead / 2).is_ok()
-        {
-            self.commit.lock().allowance += ahead / 2;
+        let lately = AHEAD * (spent - forecast.spent);
+        forecast.spent = spent;
+        if lately == 0 {
+            return self.release_allowance(STEP);
+        }
+        let ahead = ((7 * forecast.ahead + lately) / 8).min(self.memtable_bytes as u64);
+        forecast.ahead = ahead;
+        if allowance < ahead / 4 * 3 && !self.scheduler.squeezing() {
+            let missing = ahead - allowance;
+            if self.pager.promise(missing).is_ok() {
+                self.commit.lock().allowance += missing;
+            }
         }
     }
 
@@ -190,11 +254,91 @@ impl Shared {
     pub(crate) fn promise_recovered(&self) {
         for state in self.states() {
             for head in &state.peek().heads {
-                let cost = PER_MEMTABLE + flush_cost(state.flush_percent, head.table.bytes() as u64, 0);
+                let cost = PER_MEMTABLE + state.flush_cost.of(usize::MAX, head.table.bytes() as u64, 0);
                 if !head.table.is_empty() && self.pager.promise(cost).is_ok() {
                     head.charge.promised.fetch_add(cost, Relaxed);
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use betree_testkit::{Rng, SimStorage};
+
+    use super::*;
+    use crate::{Append, Db, KeyspaceOptions, TreeOptions};
+
+    /// What a memtable of some messages was charged with, and what its flush wrote.
+    fn charged_and_written(seed: u64) -> Result<(u64, u64)> {
+        let mut rng = Rng::new(seed);
+        let tree = TreeOptions {
+            page_bytes: [4096, 8192, 16384][rng.index(3)],
+            segment_bytes: [64 << 10, 256 << 10, 2 << 20][rng.index(3)],
+            filter_bits: [0, 20, 64][rng.index(3)],
+            leaf_bytes: 128 << 10,
+            ..TreeOptions::default()
+        };
+        let disk = SimStorage::new(seed);
+        let builder = Db::builder().memory(64 << 20).memtable_bytes(8 << 20).background_threads(0).tree(tree);
+        let db = builder.open_on(disk.as_storage())?;
+        let options = KeyspaceOptions::new().merge_operator(Append);
+        let keyspace = db.keyspace_with("records", options)?;
+        // Leaves, so that segments end where they do.
+        for i in 0..4000u64 {
+            keyspace.insert(i.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes(), rng.bytes(100))?;
+        }
+        db.compact()?;
+
+        let longest = [20, 120, 230, 1000, 2500, 9000][rng.index(6)];
+        let (even, merges) = (rng.chance(0.4), rng.chance(0.2));
+        let before = db.stats().memtable_flush_bytes;
+        let mut bytes = 0;
+        while bytes < 1 << 20 {
+            let key = rng.bytes(8);
+            let key = if rng.chance(0.5) { key } else { [&[0; 4], &key[..]].concat() };
+            let value = if even { longest } else { rng.index(longest + 1) };
+            let value = rng.bytes(value);
+            bytes += key.len() + value.len();
+            if merges {
+                keyspace.merge(&key[key.len() - 1..], value)?;
+            } else if rng.chance(0.1) {
+                let mut batch = db.batch();
+                batch.insert(&keyspace, &key, &value)?;
+                batch.remove(&keyspace, rng.bytes(8))?;
+                db.write(batch)?;
+            } else {
+                keyspace.insert(key, value)?;
+            }
+        }
+        let head = keyspace.state.view().heads[0].clone();
+        let charged = head.charge.promised.load(Relaxed);
+        keyspace.state.freeze();
+        if rng.chance(0.3) {
+            db.shared().scheduler.squeeze();
+        }
+        while keyspace.state.view().heads.len() > 1 {
+            assert!(db.run_background()?, "the flush of the memtable");
+        }
+        assert_eq!(head.charge.promised.load(Relaxed), 0);
+        Ok((charged, db.stats().memtable_flush_bytes - before))
+    }
+
+    #[test]
+    fn a_flush_takes_no_more_than_was_promised_for_it() -> Result<()> {
+        for seed in 0..60 {
+            let (charged, written) = charged_and_written(seed)?;
+            assert!(written > 0 && written <= charged, "seed {seed}: {written} of {charged}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn of_small_messages_not_much_more_is_promised_than_their_flush_takes() {
+        let cost = FlushCost::new(&TreeOptions::default());
+        let (small, large) = (cost.of(116, 116_000, 1000), cost.of(1016, 1_016_000, 1000));
+        assert!((130_000..180_000).contains(&small), "{small}");
+        assert!(large > 2_000_000, "{large}");
     }
 }

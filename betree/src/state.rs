@@ -15,7 +15,7 @@ use crate::memtable::{ArenaPool, Memtable};
 use crate::node::Node;
 use crate::operator::MergeOperator;
 use crate::options::TreeOptions;
-use crate::room::flush_percent;
+use crate::room::FlushCost;
 use crate::types::{KeyspaceId, Seqno};
 use crate::view::{Head, View};
 
@@ -30,8 +30,7 @@ pub(crate) struct State {
     operator: RwLock<Option<Arc<dyn MergeOperator>>>,
     pub tree: TreeOptions,
     arenas: Arc<ArenaPool>,
-    /// See [`room::flush_percent`](crate::room::flush_percent).
-    pub flush_percent: u64,
+    pub flush_cost: FlushCost,
     view: ArcSwap<View>,
     change: Mutex<()>,
     pub dropped: AtomicBool,
@@ -58,7 +57,7 @@ impl State {
             operator: RwLock::new(operator),
             tree,
             arenas,
-            flush_percent: flush_percent(&tree),
+            flush_cost: FlushCost::new(&tree),
             view: ArcSwap::from_pointee(View { heads: vec![head], root, flushed }),
             change: Mutex::new(()),
             dropped: AtomicBool::new(false),

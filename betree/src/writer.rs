@@ -18,6 +18,7 @@ use crate::message::MessageRef;
 use crate::options::TreeOptions;
 use crate::page::{PageBuilder, Spread};
 use crate::pins::{Pin, Pins};
+use crate::room::Charge;
 use crate::segment::{META_HEADER, META_ROW, SAMPLE_BYTES, Segment, TYPE_META, separator};
 use crate::stats::Counter;
 
@@ -25,10 +26,10 @@ use crate::stats::Counter;
 const WRITES_IN_FLIGHT: usize = 3;
 
 /// What a run is written for.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub(crate) enum Purpose {
-    /// Messages from a memtable: their space was promised when they were accepted.
-    NewData,
+#[derive(Copy, Clone, Debug)]
+pub(crate) enum Purpose<'a> {
+    /// Messages from a memtable: their space was promised when they were accepted, and this is what is left of it.
+    NewData(&'a Charge),
     /// Runs that replace others: may use most of the space held in reserve, since they make room.
     Rewrite,
 }
@@ -40,7 +41,9 @@ pub(crate) struct RunWriter<'a> {
     io: &'a mut PagerIo,
     options: TreeOptions,
     filter_room: u64,
-    purpose: Purpose,
+    purpose: Purpose<'a>,
+    /// Bytes of the promise that were redeemed.
+    redeemed: u64,
     written: &'a Counter,
     page: PageBuilder,
     buf: AlignedBuf,
@@ -75,7 +78,7 @@ impl<'a> RunWriter<'a> {
         io: &'a mut PagerIo,
         options: TreeOptions,
         filter_room: u64,
-        purpose: Purpose,
+        purpose: Purpose<'a>,
         written: &'a Counter,
     ) -> Self {
         RunWriter {
@@ -85,6 +88,7 @@ impl<'a> RunWriter<'a> {
             options,
             filter_room,
             purpose,
+            redeemed: 0,
             written,
             page: PageBuilder::new(options.page_bytes),
             buf: AlignedBuf::empty(),
@@ -156,7 +160,9 @@ impl<'a> RunWriter<'a> {
 
     /// Waits for every write.
     pub(crate) fn finish(mut self) -> Result<()> {
-        self.wait_until(0)
+        self.wait_until(0)?;
+        self.redeemed = 0;
+        Ok(())
     }
 
     fn meta_len(&self, keys: usize, pages: usize, separators: usize) -> usize {
@@ -204,7 +210,11 @@ impl<'a> RunWriter<'a> {
         let mut buf = std::mem::take(&mut self.buf);
         buf.truncate(data_len + meta_len);
         let extent = Arc::new(match self.purpose {
-            Purpose::NewData => self.pager.allocate_promised(data_len + meta_len)?,
+            Purpose::NewData(charge) => {
+                let extent = self.pager.allocate_promised(data_len + meta_len)?;
+                self.redeemed += charge.redeem(self.pager, u64::from(extent.len()));
+                extent
+            }
             Purpose::Rewrite => self.pager.allocate_for_rewrite(data_len + meta_len)?,
         });
         let filter_len = filter::filter_len(messages, self.filter_bits);
@@ -284,6 +294,10 @@ impl<'a> RunWriter<'a> {
 
 impl Drop for RunWriter<'_> {
     fn drop(&mut self) {
+        if let Purpose::NewData(charge) = self.purpose {
+            // Nothing came of it: before the segments are dropped.
+            charge.renew(self.pager, self.redeemed);
+        }
         // The channel goes to the next task: it must be idle.
         if !self.left {
             let _ = self.wait_until(0);

@@ -116,7 +116,7 @@ impl Pager {
     }
 
     /// As [`Pager::allocate`], from space that [`Pager::promise`] set aside. The promise itself stays until it is
-    /// [released](Pager::release_promise).
+    /// [released](Pager::release_promise), and should then be: what it stood for is owned.
     pub fn allocate_promised(&self, len: usize) -> Result<Extent> {
         self.claim(len, Claim::Promised)
     }
@@ -145,6 +145,11 @@ impl Pager {
     /// Takes a promise back, or that part of it.
     pub fn release_promise(&self, bytes: u64) {
         self.0.space.release_promise(bytes);
+    }
+
+    /// Makes a promise again that was released for extents which have not been dropped yet, and will be: their space is then set aside as before.
+    pub fn renew_promise(&self, bytes: u64) {
+        self.0.space.renew_promise(bytes);
     }
 
     /// The largest rewriting that is due, or will be, takes `bytes`: what of it is beyond its part of the reserve is kept free as well.

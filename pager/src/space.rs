@@ -22,13 +22,14 @@
 //!
 //! Locks: [`Space::map`] guards the maps for a few tree operations and is never held across a system call, because
 //! extents are dropped wherever readers let go of a tree version. [`Space::resize`] is held across growing, cutting
-//! and punching, and is taken before `map`.
+//! and punching, and is taken before `map`. Punching ends when somebody waits for it who needs space.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use betree_storage::File;
-use betree_storage::primitives::Mutex;
+use betree_storage::primitives::{Mutex, MutexGuard};
 
 use crate::error::{Error, Result};
 use crate::freemap::{FreeMap, Range};
@@ -41,13 +42,17 @@ const FIRST: u64 = AREA / BLOCK_U64;
 const MAX_GROWTH: u64 = (256 << 20) / BLOCK_U64;
 /// Large files grow by this fraction of their length.
 const GROWTH_FRACTION: u64 = 64;
-/// While the file is in use holes are punched when free space is more than this fraction of it.
-const PUNCH_FRACTION: u64 = 16;
+/// While the file is in use holes are punched when free space is more than this fraction of what extents own.
+const PUNCH_FRACTION: u64 = 32;
 /// At rest what is kept for the writes that will come is this fraction of what is in use.
 const REST_FRACTION: u64 = 8;
 /// The most holes punched at one checkpoint, so that it does not take long.
 const MAX_PUNCHES: usize = 64;
-/// Shorter holes are not worth a system call, unless the device is full.
+/// Longer holes are punched piece by piece: who needs space need not wait long.
+const LONGEST_PUNCH: u64 = (16 << 20) / BLOCK_U64;
+/// Shorter holes are not worth a system call while the file is in use: what is written next takes space of that length again.
+const SHORTEST_IN_USE: u64 = (1 << 20) / BLOCK_U64;
+/// Nor are these at rest, unless the device is full.
 const SHORTEST_HOLE: u64 = 16;
 
 /// Who asks for blocks.
@@ -66,7 +71,7 @@ pub(crate) enum Claim {
 /// How much free space stays backed when space is given back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Keep {
-    /// A sixteenth of the file, and what lies in pieces shorter than it grows by, so that it is not punched and backed again all the time.
+    /// A 32nd of what is in use, and what lies in pieces shorter than a MiB, so that it is not punched and backed again all the time.
     Share,
     /// An eighth of what is in use: the file is at rest, but will be written to again.
     Little,
@@ -81,6 +86,8 @@ pub(crate) struct Space {
     min_growth: u64,
     reserve: u64,
     resize: Mutex<()>,
+    /// Who waits for `resize` because of needing space.
+    waiting: AtomicU32,
     map: Mutex<Map>,
 }
 
@@ -120,6 +127,7 @@ impl Space {
             min_growth: growth.div_ceil(BLOCK_U64).max(1),
             reserve: reserve.div_ceil(BLOCK_U64),
             resize: Mutex::new(()),
+            waiting: AtomicU32::new(0),
             map: Mutex::new(map),
         };
         if !recovering && end > FIRST {
@@ -184,7 +192,7 @@ impl Space {
         if let Some(range) = self.take_backed(len, claim) {
             return Ok(range);
         }
-        let _resize = self.resize.lock();
+        let _resize = self.lock_for_space();
         // Another thread may have grown the file, or extents may have been dropped, while this one waited.
         if let Some(range) = self.take_backed(len, claim) {
             return Ok(range);
@@ -217,7 +225,7 @@ impl Space {
         if self.map.lock().promise(bytes, self.reserve) {
             return Ok(());
         }
-        let _resize = self.resize.lock();
+        let _resize = self.lock_for_space();
         loop {
             let (missing, hole) = {
                 let mut map = self.map.lock();
@@ -251,6 +259,18 @@ impl Space {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    fn lock_for_space(&self) -> MutexGuard<'_, ()> {
+        self.waiting.fetch_add(1, Relaxed);
+        let guard = self.resize.lock();
+        self.waiting.fetch_sub(1, Relaxed);
+        guard
+    }
+
+    /// Promises `bytes` that extents own which will be released.
+    pub(crate) fn renew_promise(&self, bytes: u64) {
+        self.map.lock().promised_bytes += bytes;
     }
 
     /// Takes a promise back: it was redeemed, or is not needed.
@@ -443,14 +463,17 @@ impl Space {
     fn punch_holes(&self, keep: Keep) -> u64 {
         let mut punched = 0;
         let shortest = match keep {
-            Keep::Share => self.min_growth,
+            Keep::Share => SHORTEST_IN_USE.min(self.min_growth),
             Keep::Little | Keep::Least => SHORTEST_HOLE.min(self.min_growth),
         };
         for _ in 0..MAX_PUNCHES {
+            if self.waiting.load(Relaxed) > 0 {
+                break;
+            }
             let range = {
                 let mut map = self.map.lock();
                 let share = match keep {
-                    Keep::Share => map.end / PUNCH_FRACTION,
+                    Keep::Share => map.owned / PUNCH_FRACTION,
                     Keep::Little => map.owned / REST_FRACTION,
                     Keep::Least => 0,
                 };
@@ -463,10 +486,11 @@ impl Space {
                     break;
                 }
                 let Some(range) = map.backed.take_largest(shortest) else { break };
-                if range.len > surplus {
-                    // Punching all of it would eat into what is kept: its upper part goes.
-                    let upper = Range { start: range.end() - surplus, len: surplus };
-                    map.backed.insert(Range { start: range.start, len: range.len - surplus });
+                let most = surplus.min(LONGEST_PUNCH);
+                if range.len > most {
+                    // Its upper part goes: more would take too long, or eat into what is kept.
+                    let upper = Range { start: range.end() - most, len: most };
+                    map.backed.insert(Range { start: range.start, len: range.len - most });
                     upper
                 } else {
                     range

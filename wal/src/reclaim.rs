@@ -12,8 +12,9 @@ use crate::files::{LiveFile, Shared, Spare};
 
 /// Pieces left behind by the appender whose write-back was started and that are still cached.
 const DRAINING: usize = 4;
-/// Bytes of files kept for recycling by a log that streams, if not more were asked for. It needs as many again before the next trim, and removing files and making new
-/// ones in their place frees and allocates all of their space, with discards where the file system does that, on a device that syncs wait for.
+/// Most bytes of files kept for recycling by a log that streams, if not more were asked for. It needs as many before the next trim as were filled since the last one, and
+/// removing files and making new ones in their place frees and allocates all of their space, with discards where the file system does that, on a device that syncs wait
+/// for.
 const STREAM_SPARES: u64 = 128 << 20;
 
 impl Shared {
@@ -57,8 +58,8 @@ impl Shared {
             while queue.live.get(1).is_some_and(covers) {
                 victims.extend(queue.live.pop_front());
             }
-            let keep = if self.streams() { STREAM_SPARES / self.options.file_bytes } else { 0 } as usize;
-            self.options.spare_files.max(keep).saturating_sub(queue.spares.len())
+            let most = if self.streams() { STREAM_SPARES / self.options.file_bytes } else { 0 } as usize;
+            self.options.spare_files.max(most.min(victims.len())).saturating_sub(queue.spares.len())
         };
         for (index, victim) in victims.into_iter().enumerate() {
             let name = file_name(victim.number);

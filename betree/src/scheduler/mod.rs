@@ -22,6 +22,7 @@ use betree_storage::primitives::{Condvar, Mutex, give_way, thread};
 use self::request::Requests;
 use crate::flush::{self, Install, Site, TaskIo};
 use crate::node::{LeafId, Pivot};
+use crate::room::Forecast;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::stats::Counters;
@@ -417,7 +418,7 @@ impl Shared {
     /// Keeps writers going until told to stop: windows of the log prepared ahead, space promised ahead, the bound on the log's length.
     pub(crate) fn keep_log(&self) {
         let tick = self.options.sync_interval.unwrap_or(IDLE_LOOK).min(IDLE_LOOK);
-        let mut spent = 0;
+        let mut forecast = Forecast::default();
         while !self.scheduler.inner.lock().stop {
             if self.wal.wait_for_work(tick) && self.wal.prepare().is_err() {
                 // A full device shows in the next append; a failed one poisons the log. Either way there is no hurry.
@@ -427,7 +428,7 @@ impl Shared {
                 self.wal.rest();
             }
             self.relieve_log();
-            self.promise_ahead(&mut spent);
+            self.promise_ahead(&mut forecast);
             self.share_memory();
         }
     }

@@ -94,6 +94,43 @@ fn what_was_promised_is_there_whatever_others_ask_for_and_the_last_quarter_of_th
 }
 
 #[test]
+fn a_promise_that_was_redeemed_in_vain_is_made_again_before_others_can_have_the_space() {
+    let (sim, space) = space(0);
+    sim.set_capacity(Some(sim.used_bytes() + 20 * BLOCK_U64));
+    space.promise(12 * BLOCK_U64).unwrap();
+    let extent = space.allocate(10, Claim::Promised).unwrap();
+    space.release_promise(10 * BLOCK_U64);
+    // What is owned is not promised beside that.
+    let other = space.allocate(8, Claim::Ordinary).unwrap();
+    assert!(space.allocate(1, Claim::Ordinary).unwrap_err().is_no_space());
+
+    space.renew_promise(10 * BLOCK_U64);
+    space.release(extent);
+    assert!(space.allocate(1, Claim::Ordinary).unwrap_err().is_no_space());
+    assert!(space.promise(1).unwrap_err().is_no_space());
+    let again = space.allocate(12, Claim::Promised).unwrap();
+    space.release_promise(12 * BLOCK_U64);
+    [again, other].into_iter().for_each(|range| space.release(range));
+    space.allocate(20, Claim::Ordinary).unwrap();
+}
+
+#[test]
+fn while_a_file_is_written_to_a_32nd_stays_for_what_comes_next() {
+    let (sim, space) = space(0);
+    let mut all: Vec<_> = (0..200).map(|_| space.allocate(STEP, Claim::Ordinary).unwrap()).collect();
+    let kept = all.split_off(100);
+    space.pin_length();
+    let used = sim.used_bytes();
+    all.into_iter().for_each(|range| space.release(range));
+    space.give_back(Keep::Share, |_| ());
+    let (_, owned, backed, unbacked) = space.usage();
+    assert_eq!(owned, 100 * STEP * BLOCK_U64);
+    assert!((owned / 32..owned / 32 + 2 * STEP * BLOCK_U64).contains(&backed), "{backed}");
+    assert!(unbacked >= 94 * STEP * BLOCK_U64 && sim.used_bytes() + unbacked <= used);
+    assert_eq!(kept.len(), 100);
+}
+
+#[test]
 fn others_get_everything_back_but_reserve_and_promise() {
     let (sim, space) = space(STEP);
     let all: Vec<_> = (0..20).map(|_| space.allocate(STEP, Claim::Ordinary).unwrap()).collect();

@@ -153,6 +153,28 @@ fn a_log_at_full_speed_keeps_files_at_hand_and_gives_them_back_when_it_rests() {
 }
 
 #[test]
+fn a_log_at_full_speed_keeps_no_more_files_than_it_fills_between_two_trims() {
+    let disk = SimStorage::new(10);
+    let mut opened = open(disk.as_storage(), &small(), Lsn(0)).unwrap();
+    let mut fill_and_trim = |files: u64| {
+        for n in 0..files {
+            append_all(&mut opened, n, &[3900]);
+            opened.wal.prepare().unwrap();
+        }
+        let end = opened.wal.end();
+        opened.wal.sync(end).unwrap();
+        opened.wal.trim(end).unwrap();
+        opened.wal.stats().spare_files
+    };
+    assert!(fill_and_trim(40) > 30);
+    for _ in 0..12 {
+        fill_and_trim(5);
+    }
+    let spares = fill_and_trim(5);
+    assert!((4..=6).contains(&spares), "{spares}");
+}
+
+#[test]
 fn trimmed_files_are_recycled_and_the_rest_removed() {
     for (_dir, storage) in backends() {
         let mut opened = open(storage.clone(), &small(), Lsn(0)).unwrap();
