@@ -101,17 +101,18 @@ fn a_promise_that_was_redeemed_in_vain_is_made_again_before_others_can_have_the_
     let extent = space.allocate(10, Claim::Promised).unwrap();
     space.release_promise(10 * BLOCK_U64);
     // What is owned is not promised beside that.
-    let other = space.allocate(8, Claim::Ordinary).unwrap();
+    let others: Vec<_> = (0..8).map(|_| space.allocate(1, Claim::Ordinary).unwrap()).collect();
     assert!(space.allocate(1, Claim::Ordinary).unwrap_err().is_no_space());
 
     space.renew_promise(10 * BLOCK_U64);
     space.release(extent);
     assert!(space.allocate(1, Claim::Ordinary).unwrap_err().is_no_space());
     assert!(space.promise(1).unwrap_err().is_no_space());
-    let again = space.allocate(12, Claim::Promised).unwrap();
+    space.allocate(10, Claim::Promised).unwrap();
+    (0..2).for_each(|_| drop(space.allocate(1, Claim::Promised).unwrap()));
     space.release_promise(12 * BLOCK_U64);
-    [again, other].into_iter().for_each(|range| space.release(range));
-    space.allocate(20, Claim::Ordinary).unwrap();
+    others.into_iter().for_each(|range| space.release(range));
+    (0..8).for_each(|_| drop(space.allocate(1, Claim::Ordinary).unwrap()));
 }
 
 #[test]
