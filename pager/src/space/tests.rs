@@ -109,10 +109,14 @@ fn a_promise_that_was_redeemed_in_vain_is_made_again_before_others_can_have_the_
     assert!(space.allocate(1, Claim::Ordinary).unwrap_err().is_no_space());
     assert!(space.promise(1).unwrap_err().is_no_space());
     space.allocate(10, Claim::Promised).unwrap();
-    (0..2).for_each(|_| drop(space.allocate(1, Claim::Promised).unwrap()));
+    for _ in 0..2 {
+        space.allocate(1, Claim::Promised).unwrap();
+    }
     space.release_promise(12 * BLOCK_U64);
     others.into_iter().for_each(|range| space.release(range));
-    (0..8).for_each(|_| drop(space.allocate(1, Claim::Ordinary).unwrap()));
+    for _ in 0..8 {
+        space.allocate(1, Claim::Ordinary).unwrap();
+    }
 }
 
 #[test]
