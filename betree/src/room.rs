@@ -47,8 +47,7 @@ const SHORT_SEGMENT: usize = 28 << 10;
 /// Most that a writer has promised to it at once.
 const STEP: u64 = 4 << 20;
 /// How many times what is spent between two looks is promised ahead, one memtable's bytes at most: a sixth of a second at full speed. The thread
-/// that looks waits for the file system now and then, for the log's files as well; with an eighth a writer had to make room itself in three of fourteen loads, and
-/// waited 60 to 110 ms.
+/// that looks waits for the file system now and then, for the log's files as well; with an eighth a writer once had to make room itself, and waited for 57 ms.
 const AHEAD: u64 = 64;
 
 /// What writers will need soon, by what they spent lately.
