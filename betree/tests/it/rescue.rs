@@ -36,6 +36,31 @@ fn fill(db: &Db) -> betree::Result<()> {
     sums.merge("sum000", 100i64.to_le_bytes())
 }
 
+#[test]
+fn a_check_goes_with_a_file_that_grows_while_nodes_it_has_yet_to_visit_are_written() -> Result {
+    let dir = tempfile::tempdir()?;
+    let db = tiny().open(dir.path())?;
+    fill(&db)?;
+    // Nodes of this are in memory alone.
+    let plain = db.keyspace("plain")?;
+    for i in 0..3000u32 {
+        plain.insert(format!("key{i:05}"), format!("value {i} again"))?;
+        while db.run_background()? {}
+    }
+    let other = db.keyspace("other")?;
+    plain.insert("key00000", "a new root")?;
+    let mut grown = false;
+    let report = db.check_with(&mut |_| {
+        if !std::mem::replace(&mut grown, true) {
+            (0..500u32).for_each(|i| other.insert(i.to_be_bytes(), [7; 4000]).unwrap());
+            db.checkpoint().unwrap();
+        }
+    })?;
+    assert!(grown && report.is_clean(), "{:?}", report.problems);
+    assert_eq!(report.file_bytes, fs::metadata(dir.path().join(DATA))?.len());
+    Ok(())
+}
+
 fn files(dir: &Path) -> std::io::Result<Vec<(String, Vec<u8>)>> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir)? {
