@@ -2,8 +2,9 @@
 //!
 //! Order, and why a crash between any two steps is harmless:
 //! 1. Under the commit lock: take every keyspace's view, and the Lsn from which the log is needed beside these trees.
-//! 2. Sync the log up to its end as of 1. Without it a tree could durably hold a message while an older one of another
-//!    keyspace is lost with the log's tail: no prefix.
+//! 2. Sync the log up to where the newest message in a tree was logged. Without it a tree could durably hold a message while an older
+//!    one of another keyspace is lost with the log's tail: no prefix. What is newer is in no tree and need not be durable for it: a
+//!    checkpoint that comes because much was rewritten finds the log synced far enough by the one that came after the last flush.
 //! 3. Write the nodes that have no place yet, children before parents, and the catalog. The old checkpoint's
 //!    extents are still owned (by `Durable`), so nothing of it is overwritten.
 //! 4. Publish: data sync, superblock copies, sync (the pager's). Before: the old checkpoint counts. After: the new one.
@@ -21,7 +22,7 @@
 //! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
 //! ```
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use betree_pager::{BLOCK, Extent, Keep, PageKind, Pager};
@@ -50,6 +51,8 @@ pub(crate) struct Durable {
     pub roots: Vec<Arc<Node>>,
     pub catalog: Option<Arc<Extent>>,
     pub log_start: Lsn,
+    /// For each keyspace, up to where its messages are in its tree.
+    pub flushed: HashMap<KeyspaceId, Seqno>,
 }
 
 /// A keyspace in the catalog.
@@ -67,7 +70,7 @@ pub(crate) struct CatalogEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Catalog {
     pub log_start: Lsn,
-    /// Up to here the log was durable when this was written; in the superblock's payload.
+    /// Up to here the log was durable when this was written. In the superblock's payload; zero if only the catalog was found.
     pub log_end: Lsn,
     pub next: Seqno,
     pub next_id: u32,
@@ -140,12 +143,8 @@ impl Catalog {
             structure: "catalog",
             detail: detail.to_string(),
         };
-        let mut payload = payload;
-        let pointer = NodePointer::decode(&mut payload);
-        let log_end = get_varint(&mut payload).map(Lsn);
-        let (Some(pointer), Some(log_end), []) = (pointer, log_end, payload) else {
-            return Err(lie(0, "the superblock's payload does not decode"));
-        };
+        let (pointer, log_end) =
+            decode_payload(payload).ok_or_else(|| lie(0, "the superblock's payload does not decode"))?;
         let extent = Arc::new(pager.adopt(pointer.offset, pointer.len)?);
         let page = pager.get(&extent, 0, pointer.len, pointer.crc, PageKind::Node)?;
         let catalog =
@@ -155,6 +154,13 @@ impl Catalog {
         }
         Ok((Catalog { log_end, ..catalog }, extent))
     }
+}
+
+/// Where a superblock's payload says that the catalog is, and up to where the log was durable.
+pub(crate) fn decode_payload(mut payload: &[u8]) -> Option<(NodePointer, Lsn)> {
+    let pointer = NodePointer::decode(&mut payload)?;
+    let log_end = Lsn(get_varint(&mut payload)?);
+    payload.is_empty().then_some((pointer, log_end))
 }
 
 /// Writes pages of a checkpoint and waits for them at the end.
@@ -194,20 +200,24 @@ impl Shared {
     pub(crate) fn take_checkpoint(&self, io: &mut TaskIo) -> Result<()> {
         let mut durable = self.checkpoint.lock();
         let mut catalog = Catalog::default();
-        let mut roots = Vec::new();
-        let log_end;
+        let (mut roots, mut flushed) = (Vec::new(), HashMap::new());
+        let mut log_end = self.wal.durable();
         {
             let commit = self.commit.lock();
-            log_end = self.wal.end();
-            catalog.log_start = log_end;
-            catalog.log_end = log_end;
+            let end = self.wal.end();
+            catalog.log_start = end;
             catalog.next = commit.next;
             let keyspaces = self.keyspaces.read();
             catalog.next_id = keyspaces.next_id;
             for state in keyspaces.by_name.values() {
                 let view = state.view();
-                let oldest = view.heads.iter().filter_map(|h| h.first_lsn.get()).min();
-                catalog.log_start = catalog.log_start.min(oldest.copied().unwrap_or(log_end));
+                let oldest = view.heads.iter().filter_map(|h| h.first_lsn.get()).min().copied().unwrap_or(end);
+                catalog.log_start = catalog.log_start.min(oldest);
+                // What is in the tree was logged before the oldest message that is not.
+                if durable.flushed.get(&state.id) != Some(&view.flushed) {
+                    log_end = log_end.max(oldest);
+                }
+                flushed.insert(state.id, view.flushed);
                 let operator = state.operator().map(|o| o.name().to_string());
                 let operator = operator.or_else(|| keyspaces.operator_names.get(&state.id).cloned());
                 catalog.entries.push(CatalogEntry {
@@ -219,6 +229,11 @@ impl Shared {
                 });
                 roots.push(view.root.clone());
             }
+            // That a keyspace was dropped comes after all that was written before.
+            if durable.flushed.keys().any(|id| !flushed.contains_key(id)) {
+                log_end = end;
+            }
+            log_end = log_end.max(catalog.log_start);
         }
         self.sync_log(log_end)?;
         self.storage.reached("checkpoint-log-synced");
@@ -231,7 +246,7 @@ impl Shared {
         NodePointer::of(&place).encode(&mut payload);
         put_varint(&mut payload, log_end.0);
         self.pager.publish(self.pager.epoch().next(), &payload)?;
-        *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start };
+        *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start, flushed };
         self.storage.reached("checkpoint-published");
         self.wal.trim(catalog.log_start)?;
         Counters::add(&self.counters.checkpoints, 1);
@@ -288,5 +303,41 @@ mod tests {
         refused(|c| c.next_id = 2);
         refused(|c| c.entries[1].id = KeyspaceId(1));
         refused(|c| c.entries[1].name = "one".into());
+    }
+
+    /// What only memtables have need not be durable for the trees.
+    #[test]
+    fn a_checkpoint_syncs_the_log_as_far_as_its_trees_go() -> Result<()> {
+        let disk = betree_testkit::SimStorage::new(1);
+        let options = || crate::Db::builder().memory(1 << 20).background_threads(0).sync_interval(None);
+        let db = options().open_on(disk.as_storage())?;
+        let (one, two) = (db.keyspace("one")?, db.keyspace("two")?);
+        let shared = db.shared();
+        one.insert("in the tree", "1")?;
+        db.checkpoint()?;
+        assert_eq!(shared.wal.durable(), shared.wal.end());
+        let synced = (db.stats().log_syncs, shared.wal.durable());
+        two.insert("older", "2")?;
+        one.insert("newer", "3")?;
+        shared.checkpoint_now()?;
+        assert_eq!((db.stats().log_syncs, shared.wal.durable()), synced, "nothing new is in a tree");
+
+        one.state.freeze();
+        one.insert("in no tree", "4")?;
+        let memtable = one.state.view().heads[1].clone();
+        crate::flush::flush_memtable(shared, &one.state, &memtable, &mut TaskIo::new(&shared.pager)?)?;
+        shared.checkpoint_now()?;
+        let first = one.state.view().heads[0].first_lsn.get().copied();
+        assert!(first.is_some_and(|first| shared.wal.durable() >= first));
+        for seed in 0..20 {
+            let db = options().open_on(disk.crashed_copy(seed).as_storage())?;
+            let (one, two) = (db.keyspace("one")?, db.keyspace("two")?);
+            assert!(one.get("newer")?.is_some() && two.get("older")?.is_some());
+            assert!(db.check()?.is_clean());
+        }
+
+        assert!(db.drop_keyspace("two")?);
+        assert_eq!(shared.wal.durable(), shared.wal.end(), "what came before the drop is older");
+        Ok(())
     }
 }

@@ -151,6 +151,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
                 entry.flushed,
             );
             let state = Arc::new(state);
+            durable.flushed.insert(entry.id, entry.flushed);
             keyspaces.by_name.insert(entry.name, state.clone());
             keyspaces.by_id.insert(entry.id, state);
         }

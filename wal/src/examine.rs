@@ -66,7 +66,7 @@ pub struct Examined {
 }
 
 /// Reads the log in `storage` from `from` on and tells `visit` what is there. `salt`: of the database; without it, the one
-/// that most file headers carry.
+/// that most file headers carry. `known`: everything below was durable, as the caller knows from elsewhere; a log that ends before is damaged.
 ///
 /// # Errors
 /// The directory cannot be listed. Whatever else goes wrong is a [`Finding::Damage`].
@@ -74,6 +74,7 @@ pub fn examine(
     storage: &dyn Storage,
     salt: Option<u64>,
     from: Lsn,
+    known: Lsn,
     visit: &mut dyn FnMut(Finding<'_>),
 ) -> Result<Examined> {
     let mut found = Vec::new();
@@ -93,7 +94,7 @@ pub fn examine(
     found.sort_by_key(|found| found.number);
     let headers: Vec<_> = found.iter().map(read_header).collect();
     let salt = salt.or_else(|| most_frequent(&headers));
-    let mut log = Log { files: Vec::new(), salt: salt.unwrap_or_default(), seen: Examined::default() };
+    let mut log = Log { files: Vec::new(), salt: salt.unwrap_or_default(), known, seen: Examined::default() };
     for (found, header) in found.into_iter().zip(headers) {
         log.admit(found, header, visit);
     }
@@ -151,6 +152,7 @@ struct Placed {
 struct Log {
     files: Vec<Placed>,
     salt: u64,
+    known: Lsn,
     seen: Examined,
 }
 
@@ -211,7 +213,7 @@ impl Log {
     fn read(&mut self, from: Lsn, visit: &mut dyn FnMut(Finding<'_>)) {
         self.seen.end = from;
         let Some(first) = self.files.first() else {
-            if from > Lsn(0) {
+            if from.max(self.known) > Lsn(0) {
                 visit(damage(&file_name(1), 0, 0, from, "the log is missing".to_owned()));
             }
             return;
@@ -353,9 +355,9 @@ impl Log {
         Some(Place { index, offset: FILE_HEADER as u64, lsn: file.first })
     }
 
-    /// An Lsn below which everything was durable, by what is valid behind `place` and by all file headers.
+    /// An Lsn below which everything was durable, by what is valid behind `place`, by all file headers, and by what is known.
     fn durable_behind(&self, place: Place) -> Lsn {
-        let mut durable = self.files.iter().map(|file| file.durable).max().unwrap_or_default();
+        let mut durable = self.files.iter().map(|file| file.durable).fold(self.known, Lsn::max);
         for index in place.index..self.files.len() {
             let offset = if index == place.index { place.offset } else { FILE_HEADER as u64 };
             let rest = self.reader(index).search(self.files[index].first, offset).unwrap_or_default();

@@ -12,9 +12,8 @@ use betree_storage::{DiskStorage, Storage};
 use betree_wal::{Finding, Lsn, examine};
 
 use super::{CheckReport, Checker, Progress};
-use crate::checkpoint::Catalog;
+use crate::checkpoint::{Catalog, decode_payload};
 use crate::message::{Messages, take_batch_header};
-use crate::node_codec::NodePointer;
 use crate::types::Seqno;
 use crate::{Error, Result};
 
@@ -40,25 +39,15 @@ pub(crate) fn log_salt(uuid: u128) -> u64 {
     (uuid >> 64) as u64 ^ uuid as u64
 }
 
-/// Whether the log, whose last message is the one before `next`, ends before the checkpoint that knew all messages before `known`. Without
-/// a record it cannot be told; messages that were not logged leave the same trace.
-pub(crate) fn log_ends_early(next: Seqno, known: Seqno) -> Option<String> {
-    (next > Seqno(0) && next < known).then(|| {
-        format!(
-            "the log ends before Seqno {next}, the checkpoint knew messages up to {known}: they were not logged, or the log's end is lost"
-        )
-    })
-}
-
 /// See the module's text.
 pub(crate) fn check(storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
     let _lock = storage.lock()?;
     let inspector = inspector_of(storage)?;
     let total = inspector.len().unwrap_or(0);
     let mut checker = Checker::new(&inspector, progress, total);
-    let mut from = None;
+    let mut log = None;
     if let Some(catalog) = read_catalog(&mut checker) {
-        from = Some((catalog.log_start, catalog.next));
+        log = Some((catalog.log_start, catalog.log_end));
         let mut names = HashSet::new();
         for entry in &catalog.entries {
             checker.report.keyspaces += 1;
@@ -71,7 +60,7 @@ pub(crate) fn check(storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -
             checker.tree_on_disk(&entry.name, entry.root);
         }
     }
-    check_log(&mut checker, storage, inspector.uuid().map(log_salt), from)?;
+    check_log(&mut checker, storage, inspector.uuid().map(log_salt), log)?;
     Ok(checker.finish())
 }
 
@@ -98,8 +87,8 @@ fn read_catalog(checker: &mut Checker<'_>) -> Option<Catalog> {
         checker.note("no checkpoint yet".to_owned());
         return Some(Catalog { next: Seqno(1), next_id: 1, ..Catalog::default() });
     }
-    let Some(pointer) = NodePointer::decode(&mut &newest.payload[..]) else {
-        checker.problem(format!("superblock of epoch {}: its pointer does not decode", newest.epoch.0));
+    let Some((pointer, log_end)) = decode_payload(&newest.payload) else {
+        checker.problem(format!("superblock of epoch {}: its payload does not decode", newest.epoch.0));
         return None;
     };
     checker.own(pointer.offset, pointer.len, pointer.crc);
@@ -111,20 +100,20 @@ fn read_catalog(checker: &mut Checker<'_>) -> Option<Catalog> {
             pointer.offset
         ));
     }
-    catalog
+    catalog.map(|catalog| Catalog { log_end, ..catalog })
 }
 
-/// Reads the log above `from`; all of it when the catalog that would say is lost.
+/// Reads the log from where the catalog says; it must reach to the end that was durable then. All of it when the catalog is lost.
 fn check_log(
     checker: &mut Checker<'_>,
     storage: &dyn Storage,
     salt: Option<u64>,
-    from: Option<(Lsn, Seqno)>,
+    catalog: Option<(Lsn, Lsn)>,
 ) -> Result<()> {
     let mut findings = Vec::new();
     let mut next = 0;
-    let (from, known) = (from.map(|from| from.0), from.map_or(Seqno(0), |from| from.1));
-    let seen = examine(storage, salt, from.unwrap_or_default(), &mut |finding| {
+    let (from, known) = catalog.unwrap_or_default();
+    let seen = examine(storage, salt, from, known, &mut |finding| {
         match finding {
         Finding::Record { lsn, payload } => {
             let mut body = payload;
@@ -145,7 +134,7 @@ fn check_log(
         }
         Finding::Damage { file, offset, len, lsn, what } => {
             // Without a catalog it is not known where the log has to begin.
-            let lost_start = from.is_none() && lsn == Lsn(0);
+            let lost_start = catalog.is_none() && lsn == Lsn(0);
             findings.push((
                 !lost_start,
                 format!(
@@ -163,9 +152,6 @@ fn check_log(
         )),
     }
     })?;
-    if let Some(note) = log_ends_early(Seqno(next), known) {
-        findings.push((false, note));
-    }
     checker.report.log_frames = seen.frames;
     checker.report.log_records = seen.records;
     for (problem, text) in findings {

@@ -25,8 +25,8 @@ use betree_wal::{Finding, examine};
 pub use report::{Damage, KeyRange, SalvageReport, SalvagedKeyspace};
 
 use crate::check::Progress;
-use crate::check::offline::{inspector_of, log_ends_early, log_salt, storage_of};
-use crate::checkpoint::CatalogEntry;
+use crate::check::offline::{inspector_of, log_salt, storage_of};
+use crate::checkpoint::{Catalog, CatalogEntry};
 use crate::message::{Kind, MessageRef, Messages, take_batch_header};
 use crate::node_codec::NodePointer;
 use crate::options::{Builder, Durability, KeyspaceOptions};
@@ -186,13 +186,12 @@ fn replay(
     // Behind a gap any key may have lost messages.
     let mut gap = false;
     let mut read = 0;
-    let mut next = Seqno(0);
-    let seen = examine(from, salt, root.catalog.log_start, &mut |finding| {
+    let Catalog { log_start, log_end, .. } = root.catalog;
+    let seen = examine(from, salt, log_start, log_end, &mut |finding| {
         match finding {
         Finding::Record { .. } if failed.is_some() => {}
         Finding::Record { lsn, payload } => {
             read += payload.len() as u64;
-            next = take_batch_header(&mut &*payload).map_or(next, |(first, n)| Seqno(first.0.saturating_add(n.into())));
             progress(Progress { what: "log", done: read, total: read });
             match apply(payload, passages, target, losses, gap) {
                 Ok(true) => {}
@@ -216,7 +215,6 @@ fn replay(
         )),
     }
     })?;
-    losses.report.notes.extend(log_ends_early(next, root.catalog.next));
     losses.report.log_records = seen.records;
     failed.map_or_else(|| target.flush(), Err)
 }

@@ -6,11 +6,12 @@
 //! their checksums tell. Called once by salvage.
 
 use betree_pager::{BLOCK, Inspector};
+use betree_storage::AlignedBuf;
 
 use super::report::Losses;
 use super::trunk::{Trust, unreadable_nodes};
-use crate::checkpoint::{Catalog, TYPE_CATALOG};
-use crate::node_codec::{NodePointer, TYPE_NODE};
+use crate::checkpoint::{Catalog, TYPE_CATALOG, decode_payload};
+use crate::node_codec::TYPE_NODE;
 use crate::stored::HEADER;
 use crate::types::Seqno;
 
@@ -63,9 +64,10 @@ pub(super) fn find_roots(inspector: &mut Inspector, losses: &mut Losses) -> (Vec
             roots.push(Root { catalog, origin });
             continue;
         }
-        let read = NodePointer::decode(&mut &superblock.payload[..]).map(|pointer| {
+        let read = decode_payload(&superblock.payload).map(|(pointer, log_end)| {
             let page = inspector.page(pointer.offset, pointer.len, pointer.crc);
-            (pointer, page.map(|page| Catalog::decode(&page)))
+            let catalog = |page: AlignedBuf| Some(Catalog { log_end, ..Catalog::decode(&page)? });
+            (pointer, page.map(catalog))
         });
         match read {
             Some((_, Ok(Some(catalog)))) => roots.push(Root { catalog, origin }),

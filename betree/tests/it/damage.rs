@@ -67,8 +67,15 @@ fn damage_to_the_log_below_the_end_that_a_checkpoint_knows_is_never_a_torn_tail(
     }
     // Cut down to nothing, or gone, its last file is as damaged.
     for bytes in [Some(&bytes[..64]), Some(&bytes[..0]), None] {
-        let error = open(&with(&disk, last, bytes)).map(drop).unwrap_err();
+        let damaged = with(&disk, last, bytes);
+        let error = open(&damaged).map(drop).unwrap_err();
         assert!(error.to_string().contains("log-"), "{error}");
+        let report = builder().check_on(&*damaged.as_storage(), &mut |_| ()).unwrap();
+        assert!(report.problems.iter().any(|problem| problem.contains("log-")), "{report:?}");
+        let into = SimStorage::new(1);
+        let report = builder().salvage_on(&*damaged.as_storage(), into.as_storage(), &mut |_| ()).unwrap();
+        assert!(report.damage.iter().any(|damage| damage.structure == "log"), "{report:?}");
+        assert!(report.keyspaces.iter().all(|keyspace| !keyspace.suspect.is_empty()), "{report:?}");
     }
 }
 

@@ -40,7 +40,7 @@ fn disk_of(files: &Files) -> Arc<dyn Storage> {
 fn check_examine(files: &Files, expected: &Records, what: &str) {
     let (mut records, mut damage) = (Records::new(), Vec::new());
     let disk = disk_of(files);
-    let seen = examine(&*disk, Some(small().salt), Lsn(0), &mut |finding| match finding {
+    let seen = examine(&*disk, Some(small().salt), Lsn(0), Lsn(0), &mut |finding| match finding {
         Finding::Record { lsn, payload } => records.push((lsn, payload.to_vec())),
         Finding::Damage { file, offset, what, .. } => damage.push(format!("{file} at {offset}: {what}")),
         Finding::Torn { .. } => {}
@@ -228,6 +228,23 @@ fn what_the_caller_knows_to_have_been_durable_counts_as_a_mark() {
     // A long frame, which begins the file, and two short ones.
     damaged[64 + 124 + 108 + 30] ^= 1;
     assert_eq!(reopen(Some(&damaged), expected[2].0).unwrap(), expected[..2]);
+    let examined = |bytes: Option<&[u8]>, known| {
+        let disk = SimStorage::new(58);
+        bytes.iter().for_each(|bytes| disk.put(name, bytes));
+        let mut places = Vec::new();
+        examine(&*disk.as_storage(), Some(small().salt), Lsn(0), known, &mut |finding| {
+            if let Finding::Damage { offset, .. } = finding {
+                places.push(offset);
+            }
+        })
+        .unwrap();
+        places
+    };
+    assert_eq!(examined(Some(&whole), end), []);
+    assert_eq!(examined(Some(&damaged), expected[2].0), []);
+    assert_eq!(examined(Some(&damaged), Lsn(expected[2].0.0 + 1)), [296]);
+    assert_eq!(examined(Some(&whole[..64]), end), [64]);
+    assert_eq!((examined(None, end), examined(None, Lsn(0))), (vec![0], vec![]));
     for durable in [Lsn(expected[2].0.0 + 1), end] {
         let error = reopen(Some(&damaged), durable).unwrap_err();
         assert!(matches!(error, Error::Corrupt { offset: 296, .. }), "{error}");
@@ -278,7 +295,7 @@ fn records_on_both_sides_of_a_damaged_frame_are_examined() {
     files[0].1[at] ^= 1;
     let mut records = Records::new();
     let mut places = Vec::new();
-    examine(&*disk_of(&files), None, Lsn(0), &mut |finding| match finding {
+    examine(&*disk_of(&files), None, Lsn(0), Lsn(0), &mut |finding| match finding {
         Finding::Record { lsn, payload } => records.push((lsn, payload.to_vec())),
         Finding::Damage { file, offset, lsn, .. } => places.push((file, offset, lsn)),
         Finding::Torn { .. } => panic!("the log is not torn"),
