@@ -211,7 +211,8 @@ impl Shared {
             catalog.next_id = keyspaces.next_id;
             for state in keyspaces.by_name.values() {
                 let view = state.view();
-                let oldest = view.heads.iter().filter_map(|h| h.first_lsn.get()).min().copied().unwrap_or(end);
+                let oldest =
+                    view.heads.iter().filter_map(|h| h.first_lsn.get()).min().copied().unwrap_or(end);
                 catalog.log_start = catalog.log_start.min(oldest);
                 // What is in the tree was logged before the oldest message that is not.
                 if durable.flushed.get(&state.id) != Some(&view.flushed) {
