@@ -15,6 +15,7 @@ use crate::message::{Kind, MessageRef};
 use crate::operands;
 use crate::operator::MergeOperator;
 use crate::run::Run;
+use crate::segment::Segment;
 use crate::spans::Spans;
 use crate::stream::{RunStream, part_bytes};
 use crate::{Error, Result};
@@ -67,20 +68,29 @@ impl<'a> Merge<'a> {
     ) -> Result<Merge<'a>> {
         // Two workers merge at a time.
         let part_bytes = part_bytes(pager.idle_buffer_bytes() / 2, runs.len());
-        let mut streams = Vec::with_capacity(runs.len());
+        let mut segments: Vec<&Arc<Segment>> = Vec::new();
+        let mut counts = Vec::with_capacity(runs.len());
         let mut spans: Vec<Spans> = Vec::with_capacity(runs.len());
         let mut newer = Spans::default();
         for run in runs {
+            let before = segments.len();
             // Segments wholly under a newer range delete are dropped unread.
-            let stream = RunStream::new(pager, run, low, high, part_bytes, |s| {
+            segments.extend(run.segments_in(low, high).iter().filter(|s| {
                 let mut end = s.max.to_vec();
                 end.push(0);
                 newer.is_empty() || !newer.covers(&s.min, Some(&end))
-            })?;
-            streams.push(stream);
+            }));
+            counts.push(segments.len() - before);
             let clipped = run.spans.clip(low, high);
             newer.union(&clipped);
             spans.push(clipped);
+        }
+        // Nobody else will ask for the index of what is used up here.
+        let metas = Segment::metas(pager, &segments, |segment| !segment.inside(low, high))?;
+        let mut indexed = segments.into_iter().cloned().zip(metas);
+        let mut streams = Vec::with_capacity(runs.len());
+        for count in counts {
+            streams.push(RunStream::new(indexed.by_ref().take(count), low, high, part_bytes)?);
         }
         let mut merge = Merge {
             pager,

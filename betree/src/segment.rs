@@ -140,6 +140,30 @@ impl Segment {
         self.parse_meta(pager.get_ref(self.meta_ref(true))?)
     }
 
+    /// The meta blocks of several segments. All that are neither at hand nor in the cache are read in one batch, and cached if `keep` says so.
+    pub(crate) fn metas(
+        pager: &Pager,
+        segments: &[&Arc<Segment>],
+        keep: impl Fn(&Segment) -> bool,
+    ) -> Result<Vec<Meta>> {
+        let held: Vec<Option<Meta>> =
+            segments.iter().map(|segment| segment.pin.get().as_deref().cloned()).collect();
+        let missing = segments.iter().zip(&held).filter(|(_, held)| held.is_none());
+        let wants: Vec<_> = missing.map(|(segment, _)| segment.meta_ref(keep(segment))).collect();
+        let mut pages = pager.get_many(&wants).into_iter();
+        let mut metas = Vec::with_capacity(segments.len());
+        for (segment, held) in segments.iter().zip(held) {
+            metas.push(match held {
+                Some(meta) => meta,
+                None => match pages.next() {
+                    Some(page) => segment.parse_meta(page?)?,
+                    None => segment.meta(pager)?,
+                },
+            });
+        }
+        Ok(metas)
+    }
+
     /// The only data page that may hold `key`, by the meta block.
     #[inline]
     pub(crate) fn page_of(&self, meta: &Meta, key: &[u8]) -> usize {

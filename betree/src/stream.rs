@@ -13,7 +13,6 @@ use crate::Result;
 use crate::headed::head_of;
 use crate::message::{Kind, MessageRef};
 use crate::page::{PageRef, Shape};
-use crate::run::Run;
 use crate::segment::{Meta, PageAt, Segment};
 
 /// Bytes of the first part of a stream, about.
@@ -97,21 +96,15 @@ pub(crate) struct RunStream {
 }
 
 impl RunStream {
-    /// Over the segments of `run` that `keep` lets pass, in parts of at most `part_bytes`.
+    /// Over these segments of a run, with their meta blocks, in parts of at most `part_bytes`.
     pub(crate) fn new(
-        pager: &Pager,
-        run: &Run,
+        segments: impl Iterator<Item = (Arc<Segment>, Meta)>,
         low: &[u8],
         high: Option<&[u8]>,
         part_bytes: u32,
-        mut keep: impl FnMut(&Segment) -> bool,
     ) -> Result<RunStream> {
         let mut parts = Vec::new();
-        for segment in run.segments_in(low, high) {
-            if !keep(segment) {
-                continue;
-            }
-            let meta = segment.meta(pager)?;
+        for (segment, meta) in segments {
             let at_edge = !segment.inside(low, high);
             let from = if *segment.min < *low { meta.page_of(low) } else { 0 };
             let to = match high {
@@ -123,7 +116,7 @@ impl RunStream {
             while start < to {
                 // A merge begins when it has something of every run: the first part of each is short.
                 let most = if parts.is_empty() { FIRST_PART.min(part_bytes) } else { part_bytes };
-                let end = end_of_part(segment, &meta, start, to, most)?;
+                let end = end_of_part(&segment, &meta, start, to, most)?;
                 let (segment, meta) = (segment.clone(), meta.clone());
                 parts.push(Part { segment, meta, from: start, to: end, at_edge });
                 start = end;

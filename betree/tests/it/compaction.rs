@@ -103,3 +103,33 @@ fn compacting_ends_though_others_go_on_writing() -> Done {
     assert_eq!(db.check()?.problems, Vec::<String>::new());
     Ok(())
 }
+
+#[test]
+fn a_first_page_that_is_longer_than_a_first_read_is_merged() -> Done {
+    let dir = tempfile::tempdir()?;
+    let mut tree = TreeOptions::default();
+    tree.fanout = 4;
+    tree.leaf_bytes = 64 << 10;
+    tree.segment_bytes = 16 << 10;
+    let builder = Db::builder().memory(8 << 20).memtable_bytes(512 << 10).tree(tree).background_threads(0);
+    let db = builder.open(dir.path())?;
+    let keyspace = db.keyspace("default")?;
+    // In a page of its own, the first of its segment, in every run and in the base.
+    let large = |round: u8| vec![round; 300_000];
+    for round in 0..6u8 {
+        keyspace.insert([0], large(round))?;
+        for i in 0..300 {
+            keyspace.insert(key(i), [round; 100])?;
+        }
+        db.checkpoint()?;
+        while db.run_background()? {}
+    }
+    db.compact()?;
+    assert_eq!(keyspace.get([0])?.as_deref(), Some(&large(5)[..]));
+    for record in keyspace.range(key(0)..) {
+        assert_eq!(record?.1[..], [5; 100]);
+    }
+    assert_eq!(keyspace.iter().count(), 301);
+    assert_eq!(db.check()?.problems, Vec::<String>::new());
+    Ok(())
+}
