@@ -52,8 +52,10 @@ const MAX_PUNCHES: usize = 64;
 const LONGEST_PUNCH: u64 = (16 << 20) / BLOCK_U64;
 /// Shorter holes are not worth a system call while the file is in use: what is written next takes space of that length again.
 const SHORTEST_IN_USE: u64 = (1 << 20) / BLOCK_U64;
-/// Nor are these at rest, unless the device is full.
-const SHORTEST_HOLE: u64 = 16;
+/// Nor are these at rest.
+const SHORTEST_AT_REST: u64 = 4;
+/// Space is promised from shorter holes only if less is missing: each costs a system call that a writer waits for.
+const SHORTEST_PROMISED: u64 = 16;
 
 /// Who asks for blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -234,7 +236,7 @@ impl Space {
                 }
                 let missing = map.needed(bytes, self.reserve).saturating_sub(map.backed.total());
                 // Holes before growth, or a file that shrank inside would grow at its end.
-                let shortest = missing.min(SHORTEST_HOLE);
+                let shortest = missing.min(SHORTEST_PROMISED);
                 let hole = map.unbacked.take(missing).or_else(|| map.unbacked.take_largest(shortest));
                 (missing, hole)
             };
@@ -464,7 +466,7 @@ impl Space {
         let mut punched = 0;
         let shortest = match keep {
             Keep::Share => SHORTEST_IN_USE.min(self.min_growth),
-            Keep::Little | Keep::Least => SHORTEST_HOLE.min(self.min_growth),
+            Keep::Little | Keep::Least => SHORTEST_AT_REST.min(self.min_growth),
         };
         for _ in 0..MAX_PUNCHES {
             if self.waiting.load(Relaxed) > 0 {

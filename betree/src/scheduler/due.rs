@@ -31,7 +31,7 @@ const SQUEEZED_TASKS: u64 = 16;
 /// workers busy and nobody would see how deep the debt is, for it is found by looking for what is due.
 const URGENT_IN_A_ROW: u32 = 4;
 /// A checkpoint is due when this fraction of what is in use may have been replaced since the last one, which keeps that: space that others could have.
-const HELD_FRACTION: u64 = 64;
+const HELD_FRACTION: u64 = 128;
 /// What a leaf may keep at rest, in percent of its base.
 const SETTLED_GARBAGE_PERCENT: u64 = 10;
 /// Changes of the trees at rest after which a checkpoint lets go of what they replaced.
@@ -198,7 +198,7 @@ impl Shared {
 
     /// So much may be kept for the last checkpoint alone before the next one.
     fn held_limit(&self) -> u64 {
-        (self.pager.allocated_bytes() / HELD_FRACTION).max(self.memtable_bytes as u64 / 2)
+        (self.pager.allocated_bytes() / HELD_FRACTION).max(self.memtable_bytes as u64 / 4)
     }
 
     /// What keeps the trees in shape, or somebody has asked for.
