@@ -159,24 +159,67 @@ impl Pool {
             surplus.extend(first_freed.map(|number| (number, Arc::clone(&slabs[size.place(number).0]))));
         }
         surplus.sort_unstable_by_key(|&(number, _)| number);
-        for side_by_side in surplus.chunk_by(|a, b| a.0 + 1 == b.0 && Arc::ptr_eq(&a.1, &b.1)) {
+        let ranges = surplus.chunk_by(|a, b| a.0 + 1 == b.0 && Arc::ptr_eq(&a.1, &b.1)).map(|side_by_side| {
             let (first, slab) = &side_by_side[0];
-            give_back(slab, size.place(*first).1, side_by_side.len() * size.bytes());
-        }
+            Range { slab, at: size.place(*first).1, len: side_by_side.len() * size.bytes() }
+        });
+        give_back(&ranges.collect::<Vec<_>>());
         // The lowest is taken first: frames in use move together.
         self.lists.lock().cold.extend(surplus.iter().rev().map(|&(number, _)| number));
     }
 }
 
-/// REQUIRES that the bytes are those of frames that are in no list and that nobody owns.
-fn give_back(slab: &MmapRaw, at: usize, len: usize) {
-    // SAFETY: what is given back reads as zeros from now on. Nobody has a reference to these frames (see above).
-    // Refused: they keep their memory, which is all that is lost.
-    #[cfg(target_os = "linux")]
-    let _refused = unsafe { slab.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, at, len) };
-    #[cfg(not(target_os = "linux"))]
-    let _no_frames = (slab, at, len);
+/// Frames side by side.
+struct Range<'a> {
+    slab: &'a MmapRaw,
+    at: usize,
+    len: usize,
 }
+
+/// Gives their memory back, by one call for all if the kernel takes it: each call interrupts every other processor that runs a thread of this process.
+///
+/// REQUIRES that the bytes are those of frames that are in no list and that nobody owns.
+#[cfg(target_os = "linux")]
+fn give_back(ranges: &[Range<'_>]) {
+    if !give_back_together(ranges) {
+        give_back_each(ranges);
+    }
+}
+
+/// As [`give_back`], by one call. False: the kernel does not know it (before Linux 6.14), or did not take all.
+#[cfg(target_os = "linux")]
+fn give_back_together(ranges: &[Range<'_>]) -> bool {
+    /// The thread that calls, for calls that take a descriptor of a process.
+    const SELF: libc::c_int = -10_000;
+    let vectors: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|range| libc::iovec {
+            iov_base: range.slab.as_mut_ptr().wrapping_add(range.at).cast(),
+            iov_len: range.len,
+        })
+        .collect();
+    let (first, count) = (vectors.as_ptr(), vectors.len());
+    // SAFETY: `vectors` outlives the call and names bytes of mappings that the caller holds. What is given back reads as zeros from now on, and nobody
+    // has a reference to these frames (see above).
+    let given =
+        unsafe { libc::syscall(libc::SYS_process_madvise, SELF, first, count, libc::MADV_DONTNEED, 0) };
+    usize::try_from(given).is_ok_and(|given| given == ranges.iter().map(|range| range.len).sum())
+}
+
+/// As [`give_back`], by a call for each. What was given back already may be once more.
+#[cfg(target_os = "linux")]
+fn give_back_each(ranges: &[Range<'_>]) {
+    for range in ranges {
+        // SAFETY: what is given back reads as zeros from now on. Nobody has a reference to these frames (see above).
+        // Refused: they keep their memory, which is all that is lost.
+        let _refused = unsafe {
+            range.slab.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.at, range.len)
+        };
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn give_back(_no_frames: &[Range<'_>]) {}
 
 /// Blocks of memory side by side. Go back to where they came from when dropped.
 pub struct Frame {
@@ -270,6 +313,19 @@ mod tests {
         assert!(again.iter().all(|frame| frame.iter().all(|&b| b == 77)));
         let before: std::collections::BTreeSet<usize> = places.into_iter().collect();
         assert!(again.iter().all(|frame| before.contains(&(frame.as_ptr() as usize))), "new memory for old");
+    }
+
+    #[test]
+    fn a_kernel_that_does_not_take_ranges_together_takes_them_one_by_one() {
+        let pools = Frames::default();
+        let frames: Vec<Frame> = (0..8).map(|i| filled(&pools, i)).collect();
+        let slabs = pools.pool(Size(1)).lists.lock().slabs.clone();
+        let address = |i: usize| frames[i].as_ptr() as usize;
+        let start = slabs[0].as_mut_ptr() as usize;
+        let range = |i: usize| Range { slab: &slabs[0], at: address(i) - start, len: FRAME };
+        give_back_each(&[range(1), range(4), range(6)]);
+        let left: Vec<usize> = (0..8).filter(|&i| has_memory(address(i))).collect();
+        assert_eq!(left, [0, 2, 3, 5, 7]);
     }
 
     #[test]
