@@ -112,6 +112,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         create: options.create_if_missing,
         min_growth: (options.memory as u64 / 32).clamp(1 << 20, 16 << 20),
         reserve: reserve_bytes(&options, memtable_bytes),
+        busy_wait: options.busy_wait,
         ..Default::default()
     };
     let (pager, superblock) = Pager::open(storage.clone(), pager_options)?;

@@ -61,6 +61,8 @@ pub struct Stats {
     pub cache_hits: u64,
     /// Page look-ups that had to read.
     pub cache_misses: u64,
+    /// Reads of the device that the caller waited for without sleeping ([`crate::Options::busy_wait`]).
+    pub busy_reads: u64,
     /// Memory of the row cache.
     pub row_bytes: u64,
     /// Rows in it.
@@ -152,6 +154,7 @@ impl Shared {
             cache_bytes: pager.cache.bytes,
             cache_hits: pager.cache.data.hits + pager.cache.meta.hits,
             cache_misses: pager.cache.data.misses + pager.cache.meta.misses,
+            busy_reads: pager.busy_reads,
             row_bytes: rows.bytes as u64,
             row_count: rows.rows as u64,
             row_hits: rows.hits,

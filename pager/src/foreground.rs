@@ -53,13 +53,14 @@ impl Foreground {
         self.room.store(0, Relaxed);
     }
 
-    /// Somebody reads by `read`, which is timed.
-    pub(crate) fn timed<R>(&self, clock: &dyn Storage, read: impl FnOnce() -> R) -> R {
+    /// Somebody reads by `read`, which is timed: its result and its time.
+    pub(crate) fn timed<R>(&self, clock: &dyn Storage, read: impl FnOnce() -> R) -> (R, Duration) {
         let begun = clock.now();
         self.begins(begun);
         let result = read();
-        self.took(clock.now().saturating_sub(begun));
-        result
+        let time = clock.now().saturating_sub(begun);
+        self.took(time);
+        (result, time)
     }
 
     fn begins(&self, now: Duration) {

@@ -159,6 +159,7 @@ impl PagerIo {
                 return;
             }
             self.ring.wait(wanted.saturating_sub(out.len()), &mut self.completions);
+            self.note_background();
             for completion in self.completions.drain(..) {
                 // The ring answers each request once, so the entry is there; its extent is let go of here.
                 let Some((token, _extent)) = self.held.remove(&completion.token) else { continue };
@@ -190,10 +191,17 @@ impl PagerIo {
         result
     }
 
+    fn note_background(&self) {
+        if self.background {
+            self.shared.busy_wait.background(self.shared.storage.now());
+        }
+    }
+
     fn queue(&mut self, extent: &Arc<Extent>, token: u64, request: Request) {
         // The caller's tokens may repeat; the ring's must not.
         self.next += 1;
         self.held.insert(self.next, (token, Arc::clone(extent)));
+        self.note_background();
         self.queued.push((self.next, request));
         if self.queued.len() >= BATCH {
             self.kick();

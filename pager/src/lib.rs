@@ -14,6 +14,7 @@
 //! The path of a page: [`Pager::allocate`] → [`Pager::seal`] → [`PagerIo::submit_write`] → [`Pager::publish`];
 //! back: [`Pager::adopt`] → [`Pager::get`] → `cache/` → one read → [`Pager::verify`].
 
+mod busy;
 mod cache;
 mod checksum;
 mod dump;

@@ -17,6 +17,9 @@ pub struct Options {
     /// Free space, allocated on the device, that only [`Pager::allocate_reserved`](crate::Pager::allocate_reserved)
     /// may use, so that deletes and compaction can still make room when the device is full. Default 8 MiB.
     pub reserve: u64,
+    /// Whether a thread that waits for a page may keep its processor where that is measured to be faster than to sleep. Default true. With io_uring
+    /// only, and two processors or more.
+    pub busy_wait: bool,
     /// The new file's identity; none draws a random one. Set it where two runs must write the same bytes.
     pub uuid: Option<u128>,
 }
@@ -29,6 +32,7 @@ impl Default for Options {
             create: true,
             min_growth: 16 << 20,
             reserve: 8 << 20,
+            busy_wait: true,
             uuid: None,
         }
     }

@@ -6,10 +6,12 @@
 use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::thread;
 
 use betree_storage::primitives::Mutex;
 use betree_storage::{BufPool, File, Frames, Ring, Storage};
 
+use crate::busy::BusyWait;
 use crate::cache::Cache;
 use crate::checksum::Sealer;
 use crate::error::{Error, Result};
@@ -38,6 +40,7 @@ pub(crate) struct Shared {
     pub(crate) rings: Mutex<Vec<Box<dyn Ring>>>,
     pub(crate) counters: Counters,
     pub(crate) foreground: Foreground,
+    pub(crate) busy_wait: BusyWait,
     /// The last epoch published; its lock serialises publishing.
     pub(crate) published: Mutex<Epoch>,
     /// The failure after which nothing more is written.
@@ -74,6 +77,8 @@ impl Pager {
         let space =
             Space::new(Arc::clone(&file), file.len()?, options.min_growth, options.reserve, recovering);
         space.unpin_to(newest.file_len);
+        let busy_wait = options.busy_wait && storage.can_busy_wait();
+        let processors = if busy_wait { thread::available_parallelism().map_or(1, usize::from) } else { 0 };
         let shared = Shared {
             storage,
             file,
@@ -86,6 +91,7 @@ impl Pager {
             rings: Mutex::new(Vec::new()),
             counters: Counters::default(),
             foreground: Foreground::default(),
+            busy_wait: BusyWait::new(processors),
             published: Mutex::new(newest.epoch),
             poison: OnceLock::new(),
             next_extent: AtomicU64::new(1),

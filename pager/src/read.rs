@@ -186,16 +186,21 @@ impl Pager {
         page
     }
 
-    /// Fills the buffers from where `first` begins, by one blocking read.
+    /// Fills the buffers from where `first` begins, by one read, and waits for it.
     fn read_into(&self, first: &PageRef<'_>, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
         self.0.counters.read(bufs.iter().map(|buf| buf.len()).sum());
-        let mut read = || self.0.file.read_vectored_at(first.file_offset(), bufs);
+        let offset = first.file_offset();
         // Background work reads page indexes in this way too, but data by channels.
-        match first.kind {
-            PageKind::Data => self.0.foreground.timed(&*self.0.storage, read)?,
-            PageKind::Meta | PageKind::Node => read()?,
+        if first.kind != PageKind::Data {
+            return Ok(self.0.file.read_vectored_at(offset, bufs)?);
         }
-        Ok(())
+        let wait = self.0.busy_wait.begin(self.0.storage.now());
+        let (result, time) = self.0.foreground.timed(&*self.0.storage, || match wait.is_busy() {
+            true => self.read_busily(offset, bufs),
+            false => Ok(self.0.file.read_vectored_at(offset, bufs)?),
+        });
+        wait.took(time);
+        result
     }
 
     /// A frame for each of the `missing`, if there are frames for all.

@@ -3,10 +3,13 @@
 //! Whoever needs many pages asks for each as soon as it is known, and goes on with each as soon as it is there: the processor works on what has come
 //! and on what is to be asked for next while the device reads. Rings come from a pool. Owned by one thread; dropping it waits for what is in flight.
 
+use std::io::IoSliceMut;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use betree_storage::{AlignedBuf, Completion, Request, Ring};
 
+use crate::busy;
 use crate::cache::{Page, PageKind};
 use crate::error::{Error, Result};
 use crate::pager::Pager;
@@ -45,6 +48,49 @@ impl Pager {
     pub fn reads(&self) -> PageReads<'_> {
         PageReads { pager: self, ring: None, queued: Vec::new(), done: Vec::new() }
     }
+
+    /// A ring with nothing in flight.
+    fn idle_ring(&self) -> Result<Box<dyn Ring>> {
+        let idle = self.0.rings.lock().pop();
+        Ok(match idle {
+            Some(ring) => ring,
+            None => self.0.storage.ring(READS_AT_ONCE)?,
+        })
+    }
+
+    /// Takes a ring with nothing in flight back.
+    fn keep_ring(&self, ring: Box<dyn Ring>) {
+        let mut rings = self.0.rings.lock();
+        if rings.len() < MAX_IDLE_RINGS {
+            rings.push(ring);
+        }
+    }
+
+    /// Fills the buffers from `offset` of the file by one request, for whose end this thread looks without sleeping.
+    pub(crate) fn read_busily(&self, offset: u64, bufs: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let Ok(mut ring) = self.idle_ring() else {
+            return Ok(self.0.file.read_vectored_at(offset, bufs)?);
+        };
+        self.0.counters.busy_reads.fetch_add(1, Relaxed);
+        let buf = self.0.buffers.get(bufs.iter().map(|buf| buf.len()).sum());
+        ring.submit(&mut vec![(0, Request::Read { file: Arc::clone(&self.0.file), offset, buf })]);
+        ring.busy_wait(busy::LONGEST);
+        let mut done = Vec::with_capacity(1);
+        ring.wait(1, &mut done);
+        self.keep_ring(ring);
+        let Some(Completion { buf: Some(read), result, .. }) = done.pop() else {
+            debug_assert!(false, "a ring gave no buffer back");
+            return Ok(self.0.file.read_vectored_at(offset, bufs)?);
+        };
+        let mut from = &read[..];
+        for buf in bufs {
+            let (part, rest) = from.split_at(buf.len());
+            buf.copy_from_slice(part);
+            from = rest;
+        }
+        self.0.buffers.put(read);
+        Ok(result?)
+    }
 }
 
 impl PageReads<'_> {
@@ -64,11 +110,7 @@ impl PageReads<'_> {
     pub fn ask(&mut self, first: &PageRef<'_>, len: usize, token: u64) -> Result<()> {
         check_bounds(first.extent, first.at, len)?;
         if self.ring.is_none() {
-            let idle = self.pager.0.rings.lock().pop();
-            self.ring = Some(match idle {
-                Some(ring) => ring,
-                None => self.pager.0.storage.ring(READS_AT_ONCE)?,
-            });
+            self.ring = Some(self.pager.idle_ring()?);
         }
         if first.kind == PageKind::Data {
             self.pager.0.foreground.reads(&*self.pager.0.storage);
@@ -130,9 +172,6 @@ impl Drop for PageReads<'_> {
         while ring.in_flight() > 0 {
             ring.wait(ring.in_flight(), &mut self.done);
         }
-        let mut rings = self.pager.0.rings.lock();
-        if rings.len() < MAX_IDLE_RINGS {
-            rings.push(ring);
-        }
+        self.pager.keep_ring(ring);
     }
 }

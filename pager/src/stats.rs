@@ -51,6 +51,8 @@ pub struct Stats {
     pub reads: u64,
     /// Bytes of them.
     pub read_bytes: u64,
+    /// Those of the reads that their thread did not sleep through.
+    pub busy_reads: u64,
     /// Write requests.
     pub writes: u64,
     /// Bytes of them.
@@ -68,6 +70,7 @@ pub struct Stats {
 pub(crate) struct Counters {
     reads: AtomicU64,
     read_bytes: AtomicU64,
+    pub(crate) busy_reads: AtomicU64,
     writes: AtomicU64,
     write_bytes: AtomicU64,
     pub(crate) given_back_bytes: AtomicU64,
@@ -90,6 +93,7 @@ impl Counters {
     pub(crate) fn fill(&self, stats: &mut Stats) {
         stats.reads = self.reads.load(Relaxed);
         stats.read_bytes = self.read_bytes.load(Relaxed);
+        stats.busy_reads = self.busy_reads.load(Relaxed);
         stats.writes = self.writes.load(Relaxed);
         stats.write_bytes = self.write_bytes.load(Relaxed);
         stats.given_back_bytes = self.given_back_bytes.load(Relaxed);

@@ -192,6 +192,10 @@ impl Storage for DiskStorage {
         }
     }
 
+    fn can_busy_wait(&self) -> bool {
+        self.uring
+    }
+
     fn path(&self) -> String {
         self.path.display().to_string()
     }

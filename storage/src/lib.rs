@@ -77,6 +77,10 @@ pub trait Storage: Debug + Send + Sync {
     fn lock(&self) -> Result<Box<dyn DirLock>>;
     /// A new ring that keeps at most `depth` requests in flight. One per thread and purpose.
     fn ring(&self, depth: usize) -> Result<Box<dyn Ring>>;
+    /// Whether [`Ring::busy_wait`] does what it says.
+    fn can_busy_wait(&self) -> bool {
+        false
+    }
     /// The directory's path, for messages.
     fn path(&self) -> String;
     /// The name of the backend, for messages and stats: `io_uring`, `portable`, `simulated`.
@@ -240,6 +244,11 @@ pub trait Ring: Debug + Send {
     /// Waits until at least `min` completions (or all in flight, if fewer) are there and appends all there are to
     /// `out`.
     fn wait(&mut self, min: usize, out: &mut Vec<Completion>);
+    /// Returns when something is there for [`Ring::wait`], or `limit` has passed. The thread does not sleep. Nothing happens
+    /// where [`Storage::can_busy_wait`] says no.
+    fn busy_wait(&mut self, limit: Duration) {
+        let _ = limit;
+    }
     /// Requests submitted and not yet handed out by [`Ring::wait`].
     fn in_flight(&self) -> usize;
     /// From now on no transfer asks the device for more than `bytes` at once, a multiple of [`ALIGN`]: longer requests reach it piece after piece, the next

@@ -19,7 +19,7 @@ use std::fmt;
 use std::io;
 use std::task::Waker;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use io_uring::IoUring;
 
@@ -32,6 +32,9 @@ use crate::{ALIGN, Completion, Error, Request, Result, Ring};
 const MAX_DEPTH: usize = 4096;
 /// The pause before asking again when the kernel is out of resources.
 const PAUSE: Duration = Duration::from_micros(100);
+
+/// Moments between two looks of who busy-waits.
+const BETWEEN_LOOKS: u32 = 16;
 
 /// What the kernel calls the alarm's entry; no slot has this number.
 const ALARM: usize = usize::MAX;
@@ -267,6 +270,21 @@ impl Ring for UringRing {
         // Continuations that the last completions made.
         self.flush();
         out.append(&mut self.done);
+    }
+
+    fn busy_wait(&mut self, limit: Duration) {
+        self.flush();
+        let began = Instant::now();
+        while self.done.is_empty() && self.active() != 0 && !self.broken && began.elapsed() < limit {
+            for _ in 0..BETWEEN_LOOKS {
+                std::hint::spin_loop();
+            }
+            // The kernel notes what has completed at the end of a system call.
+            if self.ring.submission().taskrun() {
+                self.enter(0);
+            }
+            self.reap();
+        }
     }
 
     fn in_flight(&self) -> usize {

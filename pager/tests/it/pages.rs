@@ -4,7 +4,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use betree_pager::{BLOCK, Error, Extent, FILE_NAME, PageKind, PageRef, Pager, PagerIo};
+use betree_pager::{BLOCK, Error, Extent, FILE_NAME, Options, PageKind, PageRef, Pager, PagerIo};
 use betree_storage::Storage;
 use betree_testkit::SimStorage;
 
@@ -33,6 +33,34 @@ fn pages_written_by_the_bulk_channel_are_read_one_by_one_and_in_batches() {
     }
     assert_eq!(pager.stats().reads, 1 + 7);
     assert_stamp(&pager.cached(wants[50]).unwrap(), 9);
+}
+
+#[test]
+fn a_read_that_is_not_slept_through_gives_the_same_bytes_and_the_same_errors() {
+    let several = std::thread::available_parallelism().unwrap().get() > 1;
+    let mut errors = Vec::new();
+    for busy_wait in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = disk(&dir);
+        // The first reads try how long it takes.
+        let tried = busy_wait && several && storage.can_busy_wait();
+        let (pager, _) = Pager::open(storage, Options { busy_wait, ..small() }).unwrap();
+        let extent = Arc::new(pager.allocate(8 * BLOCK).unwrap());
+        let checksums = fill(&pager, &extent, 5).unwrap();
+        assert_stamp(&read(&pager, &extent, 0, checksums[0]).unwrap(), 5);
+        let wants = refs(&extent, &checksums);
+        for page in pager.get_many(&wants) {
+            assert_stamp(&page.unwrap(), 5);
+        }
+        assert_eq!((pager.stats().reads, pager.stats().busy_reads), (2, if tried { 2 } else { 0 }));
+        // A file that ends too early.
+        let (pager, _) = Pager::open(disk(&dir), Options { busy_wait, ..small() }).unwrap();
+        let extent = pager.allocate(8 * BLOCK).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(extent.offset()).unwrap();
+        errors.push(read(&pager, &Arc::new(extent), 0, 1).unwrap_err().to_string());
+    }
+    assert_eq!(errors[0], errors[1]);
 }
 
 #[test]
