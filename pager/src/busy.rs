@@ -2,8 +2,8 @@
 //!
 //! To sleep costs more than the switch of threads: where the processor then has nothing to do it halts, and of a virtual machine gives itself back to
 //! the host; the interrupt has to fetch it again, and the caches are cold. A thread that looks again and again whether its read has ended (it
-//! *busy-waits*) has none of that. Measured in a virtual machine with two processors, gets one after the other from a device that takes some 65 µs: 58 to 73 µs
-//! each at 58 to 69 µs of processor time, instead of 78 to 86 at 42 to 47 µs; scans of 100 rows 80 to 91 µs instead of 103 to 121.
+//! *busy-waits*) has none of that. Measured in a virtual machine with two processors, one thread: gets 54 to 64 µs each at 53 to 62 µs of
+//! processor time, instead of 80 to 87 at 41 to 47 µs; scans of 100 rows 79 to 97 µs instead of 105 to 123.
 //!
 //! - Where it gains too little it is waste, so it is measured: of each [`PERIOD`] reads [`TRIES`] wait in the other way than the rest, and threads busy-wait as long as
 //!   that makes their reads shorter by a tenth. On a machine that is woken quickly, or whose processors have other work, it does not.
