@@ -138,6 +138,11 @@ impl Leaf {
     pub(crate) fn garbage_of(&self, arriving: u64) -> u64 {
         arriving * self.overwriting_percent / 100
     }
+
+    /// Whether most of what came last overwrote or deleted something.
+    pub(crate) fn is_overwritten(&self) -> bool {
+        self.overwriting_percent >= 50
+    }
 }
 
 /// Where a node lies in the data file: owned by the node, written by the checkpoint that first needed it.
@@ -176,6 +181,15 @@ pub(crate) struct Census {
     pub largest: u64,
 }
 
+/// Runs that may wait for a child. A tenth fewer for a leaf that they mostly overwrite: there they are not what is stored, but on top of it. All such
+/// leaves have the same limit, so that neighbours come due one after the other, and a segment that several of them share is soon given back.
+fn runs_at_most(child: &Target, options: &TreeOptions) -> usize {
+    match child {
+        Target::Leaf(leaf) if leaf.is_overwritten() => options.max_runs - options.max_runs / 10,
+        Target::Leaf(_) | Target::Node(_) => options.max_runs,
+    }
+}
+
 impl Node {
     /// The share of its limits that child `index` has used up: runs pending, and bytes pending against half a leaf; 0: nothing is pending.
     /// `all_due`: nothing may be left pending, and no delta.
@@ -187,7 +201,7 @@ impl Node {
         if runs == 0 {
             return least;
         }
-        let by_runs = runs as f64 / options.max_runs as f64;
+        let by_runs = runs as f64 / runs_at_most(&child.target, options) as f64;
         by_runs.max(child.pending as f64 / (options.leaf_bytes as f64 / 2.0)).max(least)
     }
 
@@ -296,5 +310,37 @@ impl Node {
     /// Visits every segment (shared ones more than once).
     pub(crate) fn visit_segments<'a>(self: &'a Arc<Node>, visit: &mut dyn FnMut(&'a Arc<Segment>)) {
         self.visit_runs(&mut |run| run.segments.iter().for_each(&mut *visit));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::spans::Spans;
+
+    #[test]
+    fn a_leaf_that_is_overwritten_comes_due_with_fewer_runs() {
+        let options = TreeOptions::default();
+        let score = |overwriting: u64, runs: usize| {
+            let leaf = Leaf::new(None, Vec::new(), 0, overwriting, Seqno(0));
+            let child = Child {
+                low: Headed::new(Arc::from(&b""[..])),
+                cursor: 0,
+                pending: 1,
+                target: Target::Leaf(leaf),
+            };
+            let run = Run {
+                segments: std::iter::empty().collect(),
+                spans: Spans::default(),
+                first: Seqno(0),
+                last: Seqno(0),
+            };
+            let queue =
+                (0..runs as u64).map(|number| Queued { number, run: Arc::new(run.clone()) }).collect();
+            Node::new(1, vec![child], queue, runs as u64).score(0, &options, false)
+        };
+        let most = options.max_runs;
+        assert!(score(0, most - 1) < 1.0 && score(0, most) >= 1.0);
+        assert!(score(90, most - 2) < 1.0 && score(90, most - 1) >= 1.0);
     }
 }

@@ -86,14 +86,14 @@ pub struct TreeOptions {
     pub fanout: usize,
     /// Size to which leaves are cut, in bytes. Default 4 MiB, and at most a 24th of the memory budget (or 512 KiB). Larger leaves mean less trunk memory and larger compactions.
     pub leaf_bytes: usize,
-    /// Most runs a child may have waiting in its parent's buffer, and most delta runs of a leaf (K). Default 10. More runs lower write
-    /// amplification; a cold read of an absent key asks one filter for each.
+    /// Most runs a child may have waiting in its parent's buffer, and most delta runs of a leaf (K). Default 10; where they overwrite what is in a leaf, a tenth
+    /// fewer may wait for it. More runs lower write amplification; a cold read of an absent key asks one filter for each.
     pub max_runs: usize,
     /// A leaf is compacted when its delta runs exceed this share of its base, in percent. Default 150. Larger means less
     /// write amplification, and more runs to look at.
     pub leaf_delta_percent: usize,
     /// A leaf is compacted when what its delta runs overwrite or delete, and what is to become one of them probably does, exceeds this share of its base,
-    /// in percent (a quarter more or less, so that not all come due together). Default 30: data that is overwritten all over has no delta runs. Larger means
+    /// in percent (a quarter more or less, so that not all come due together). Default 24: data that is overwritten all over has no delta runs. Larger means
     /// less write amplification of overwrites and deletes, and more space while writing goes on; when nothing was written for two seconds, what is
     /// above 10 percent is given back.
     pub leaf_garbage_percent: usize,
@@ -117,7 +117,7 @@ impl Default for TreeOptions {
             leaf_bytes: 4 << 20,
             max_runs: 10,
             leaf_delta_percent: 150,
-            leaf_garbage_percent: 30,
+            leaf_garbage_percent: 24,
             page_bytes: 4096,
             segment_bytes: 2 << 20,
             filter_bits: 20,

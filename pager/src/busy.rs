@@ -17,6 +17,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::recent::Recent;
+
 /// A read that takes longer is slept through, and all are while they take longer in the mean: the time to wake up is a small part of it, and if the device has so much
 /// to do, the processors have too.
 pub(crate) const LONGEST: Duration = Duration::from_micros(250);
@@ -41,8 +43,8 @@ pub(crate) struct BusyWait {
     /// Threads that read, and those of them that busy-wait.
     reading: AtomicUsize,
     busy: AtomicUsize,
-    /// When background work last asked for something or had it, in nanoseconds of the storage's clock, and one; 0: never.
-    background: AtomicU64,
+    /// When background work last asked for something or had it.
+    background: Recent,
     /// Reads that were begun and might wait in either way.
     reads: AtomicUsize,
     /// Nanoseconds of a read in either way, smoothed; 0: not known yet. Two that end at once may count as one.
@@ -68,7 +70,7 @@ impl BusyWait {
             most: processors / 2,
             reading: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
-            background: AtomicU64::new(0),
+            background: Recent::default(),
             reads: AtomicUsize::new(0),
             slept: AtomicU64::new(0),
             stayed: AtomicU64::new(0),
@@ -84,7 +86,7 @@ impl BusyWait {
         }
         wait.counts = self.reading.fetch_add(1, Relaxed) < 2 * self.most
             && self.busy.load(Relaxed) < self.most
-            && self.is_quiet(now);
+            && !self.background.is_within(LULL, now);
         if wait.counts {
             let tried = self.reads.fetch_add(1, Relaxed) % PERIOD < TRIES;
             wait.busy = self.chosen.load(Relaxed) != tried;
@@ -97,15 +99,7 @@ impl BusyWait {
 
     /// Background work asks for something or has it.
     pub(crate) fn background(&self, now: Duration) {
-        self.background.store(now.as_nanos() as u64 + 1, Relaxed);
-    }
-
-    /// Whether there is no background work, as far as one can tell.
-    fn is_quiet(&self, now: Duration) -> bool {
-        match self.background.load(Relaxed) {
-            0 => true,
-            last => now.as_nanos() as u64 > last + LULL.as_nanos() as u64,
-        }
+        self.background.note(now);
     }
 
     fn took(&self, busy: bool, time: Duration) {

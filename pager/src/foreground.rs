@@ -18,10 +18,12 @@
 //!
 //! Reads that hit the page cache count for nothing. No locks; a store or two and two looks at the clock per page that somebody reads from the device.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use betree_storage::Storage;
+
+use crate::recent::Recent;
 
 /// What a request of a background channel asks the device for at once while somebody reads.
 pub(crate) const PIECE: usize = 512 << 10;
@@ -40,8 +42,8 @@ const QUICK: usize = 64;
 /// See the module's text.
 #[derive(Debug, Default)]
 pub(crate) struct Foreground {
-    /// When somebody last began to read from the device, in nanoseconds of the storage's clock, and one; 0: never.
-    last: AtomicU64,
+    /// When somebody last began to read from the device.
+    last: Recent,
     /// What quick reads have added, in units of a [`QUICK`]th request. Two reads that end at once may count as one.
     room: AtomicUsize,
 }
@@ -49,22 +51,18 @@ pub(crate) struct Foreground {
 impl Foreground {
     /// Somebody begins to read, and nobody will time it.
     pub(crate) fn reads(&self, clock: &dyn Storage) {
-        self.begins(clock.now());
+        self.last.note(clock.now());
         self.room.store(0, Relaxed);
     }
 
     /// Somebody reads by `read`, which is timed: its result and its time.
     pub(crate) fn timed<R>(&self, clock: &dyn Storage, read: impl FnOnce() -> R) -> (R, Duration) {
         let begun = clock.now();
-        self.begins(begun);
+        self.last.note(begun);
         let result = read();
         let time = clock.now().saturating_sub(begun);
         self.took(time);
         (result, time)
-    }
-
-    fn begins(&self, now: Duration) {
-        self.last.store(now.as_nanos() as u64 + 1, Relaxed);
     }
 
     fn took(&self, time: Duration) {
@@ -83,10 +81,7 @@ impl Foreground {
 
     /// Whether somebody reads, as far as one can tell.
     pub(crate) fn is_reading(&self, clock: &dyn Storage) -> bool {
-        match self.last.load(Relaxed) {
-            0 => false,
-            last => clock.now().as_nanos() as u64 <= last + LULL.as_nanos() as u64,
-        }
+        self.last.is_within(LULL, clock.now())
     }
 }
 

@@ -32,6 +32,7 @@ mod pager;
 mod publish;
 mod read;
 mod reads;
+mod recent;
 mod space;
 mod stats;
 mod superblock;
