@@ -258,7 +258,7 @@ pub(crate) fn drop_cache(file: &File, offset: u64, len: u64) {
 pub(crate) fn drop_cache(_file: &File, _offset: u64, _len: u64) {}
 
 /// The calling thread gives way to others when there are more than cores.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(feature = "shuttle")))]
 pub(crate) fn give_way() {
     // SAFETY: takes and returns integers. On Linux it concerns the calling thread only; to give way is never refused.
     unsafe { libc::nice(GIVE_WAY) };
@@ -266,9 +266,9 @@ pub(crate) fn give_way() {
 
 /// Steps of niceness, each worth about a fifth of a thread's weight. Measured with one writer and one reader on two cores, gets beside the writer took 0.44
 /// instead of 0.67 ms (p99 6.9 instead of 9.5 ms) and the writer was as fast; ten steps cost the writer a sixth.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(feature = "shuttle")))]
 const GIVE_WAY: libc::c_int = 5;
 
 /// Elsewhere than on Linux niceness is the whole process's.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", feature = "shuttle")))]
 pub(crate) fn give_way() {}
