@@ -103,8 +103,9 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 0)]
     pub rest_seconds: u64,
     /// The phases after the load, in this order: verify, get, get-threads, miss, zipf, multi-get, scan, full-scan, ycsb-a, ycsb-b, ycsb-c,
-    /// ycsb-d, ycsb-e, ycsb-f, async-get, ingest-gets, overwrite, delete, put-delete, settle, delete-range. One named twice runs twice; what is read after
-    /// settle has rows of its own in the report. After delete-range only full-scan, verify and settle can follow.
+    /// ycsb-d, ycsb-e, ycsb-f, async-get, multi-get-zipf, async-ycsb-a, ingest-gets, overwrite, delete, put-delete, settle, delete-range.
+    /// One named twice runs twice; what is read after settle has rows of its own in the report. After delete-range only full-scan, verify and
+    /// settle can follow.
     #[arg(
         long,
         value_delimiter = ',',

@@ -299,6 +299,7 @@ impl Stage<'_> {
         let args = self.args;
         let batch = match phase {
             // One record at a time for everyone, as the workloads say.
+            PhaseName::AsyncYcsbA => 1,
             _ if phase.is_ycsb() => 1,
             _ if engine.is_btree() => args.batch_btree,
             _ => args.batch,

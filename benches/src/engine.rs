@@ -190,6 +190,10 @@ pub trait Engine: Send + Sync {
 pub type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Result<()>;
 /// Is given the number of a read, and the value if the key is there.
 pub type AnswerVisitor<'a> = &'a mut dyn FnMut(u64, Option<&[u8]>) -> Result<()>;
+/// Writes records as [`Session::insert`] does.
+pub type Inserter<'a> = &'a mut dyn FnMut(&Batch) -> Result<()>;
+/// Gives the next key to read and the number of that read, until there is none; it may write before.
+pub type Asker<'a> = &'a mut dyn FnMut(Inserter<'_>) -> Result<Option<(u64, Key)>>;
 
 /// One thread's handle.
 pub trait Session {
@@ -242,13 +246,8 @@ pub trait Session {
     /// with the key; `false` if the engine has no such call.
     ///
     /// # Errors
-    /// What the engine or the visitor says.
-    fn gets_in_flight(
-        &mut self,
-        most: usize,
-        next: &mut dyn FnMut() -> Option<(u64, Key)>,
-        visit: AnswerVisitor<'_>,
-    ) -> Result<bool> {
+    /// What the engine, `next` or the visitor says.
+    fn gets_in_flight(&mut self, most: usize, next: Asker<'_>, visit: AnswerVisitor<'_>) -> Result<bool> {
         let _ = (most, next, visit);
         Ok(false)
     }

@@ -311,6 +311,11 @@ impl Zipf {
         }
     }
 
+    /// The next record of as many as there are ranks: the popular ones are spread over the order of insertion.
+    pub fn record(&self, random: &mut Random) -> u64 {
+        mix(self.sample(random)) % self.n as u64
+    }
+
     fn integral(&self, x: f64) -> f64 {
         x.powf(1.0 - self.exponent) / (1.0 - self.exponent)
     }

@@ -9,7 +9,7 @@ use std::process::{Command, Output};
 use betree_bench::engine::EngineName;
 use serde_json::Value;
 
-const PHASES: &str = "verify,get,get-threads,miss,zipf,multi-get,scan,full-scan,ycsb-a,overwrite,put-delete,verify,delete,full-scan";
+const PHASES: &str = "verify,get,get-threads,miss,zipf,multi-get,multi-get-zipf,async-get,async-ycsb-a,scan,full-scan,ycsb-a,overwrite,put-delete,verify,delete,full-scan";
 
 fn bench(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_betree-bench")).args(args).output().unwrap()
@@ -42,10 +42,10 @@ fn every_engine_of_this_build_passes_every_phase_with_every_record_right() {
     let results = results(dir.path());
     for engine in &engines {
         let of_engine: Vec<_> = results.iter().filter(|line| line["engine"] == *engine).collect();
-        assert_eq!(of_engine.len(), 15, "{engine}: the load and fourteen phases");
+        assert_eq!(of_engine.len(), 18, "{engine}: the load and seventeen phases");
         let scan = of_engine.iter().find(|line| line["result"]["phase"] == "full-scan").unwrap();
         assert_eq!(scan["result"]["rows"], 3000, "{engine}");
-        assert_eq!(of_engine[14]["result"]["rows"], 1500, "{engine}: half of them were deleted");
+        assert_eq!(of_engine[17]["result"]["rows"], 1500, "{engine}: half of them were deleted");
     }
     let report = fs::read_to_string(dir.path().join("report.md")).unwrap();
     assert!(report.contains("memory **not limited**") && report.contains("latency-insert.svg"));

@@ -8,7 +8,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 
 use crate::engine::{
-    AnswerVisitor, CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share,
+    AnswerVisitor, Asker, CommitDurability, Engine, RowVisitor, Session, Setup, mib, promise, share,
 };
 use crate::record::{Batch, Key};
 
@@ -78,19 +78,25 @@ struct BetreeSession<'a> {
     batch: WriteBatch,
 }
 
-impl Session for BetreeSession<'_> {
-    fn insert(&mut self, batch: &Batch) -> Result<()> {
-        let records = &self.engine.records;
+impl Betree {
+    /// Writes `batch`, larger ones through `memory`.
+    fn insert(&self, batch: &Batch, memory: &mut WriteBatch) -> Result<()> {
         if batch.len() == 1 {
             for (key, value) in batch.iter() {
-                records.insert(key, value)?;
+                self.records.insert(key, value)?;
             }
             return Ok(());
         }
         for (key, value) in batch.iter() {
-            self.batch.insert(records, key, value)?;
+            memory.insert(&self.records, key, value)?;
         }
-        Ok(self.engine.db.write_with(&mut self.batch, durability_of(self.engine.durability))?)
+        Ok(self.db.write_with(memory, durability_of(self.durability))?)
+    }
+}
+
+impl Session for BetreeSession<'_> {
+    fn insert(&mut self, batch: &Batch) -> Result<()> {
+        self.engine.insert(batch, &mut self.batch)
     }
 
     fn delete(&mut self, keys: &[Key]) -> Result<()> {
@@ -124,20 +130,24 @@ impl Session for BetreeSession<'_> {
         Ok(true)
     }
 
-    fn gets_in_flight(
-        &mut self,
-        most: usize,
-        next: &mut dyn FnMut() -> Option<(u64, Key)>,
-        visit: AnswerVisitor<'_>,
-    ) -> Result<bool> {
-        let records = &self.engine.records;
-        let begin = |(number, key): (u64, Key)| records.get_async(key).map(move |value| (number, value));
+    fn gets_in_flight(&mut self, most: usize, next: Asker<'_>, visit: AnswerVisitor<'_>) -> Result<bool> {
+        let (engine, memory) = (self.engine, &mut self.batch);
+        let mut begin = || {
+            let asked = next(&mut |batch| engine.insert(batch, memory))?;
+            anyhow::Ok(
+                asked.map(|(number, key)| engine.records.get_async(key).map(move |value| (number, value))),
+            )
+        };
         block_on(async {
-            let mut reads: FuturesUnordered<_> =
-                std::iter::from_fn(&mut *next).take(most).map(begin).collect();
+            let mut reads = FuturesUnordered::new();
+            while reads.len() < most
+                && let Some(read) = begin()?
+            {
+                reads.push(read);
+            }
             while let Some((number, value)) = reads.next().await {
                 visit(number, value?.as_deref())?;
-                reads.extend(next().map(begin));
+                reads.extend(begin()?);
             }
             Ok(true)
         })

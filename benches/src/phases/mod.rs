@@ -6,6 +6,7 @@
 //! record has failed.
 
 mod churn;
+mod in_flight;
 mod ingest;
 mod load;
 mod name;
@@ -38,11 +39,11 @@ pub use slices::RANGES;
 
 /// Keys of one call in the phase multi-get.
 pub const MULTI_GET_KEYS: usize = 64;
-/// Reads in flight in the phase async-get.
+/// Reads in flight in the phases async-get and async-ycsb-a.
 pub const ASYNC_GETS: usize = 64;
 /// Rows of one scan.
 pub const SCAN_ROWS: u64 = 100;
-/// Skew of the phases zipf and ycsb-a to ycsb-f.
+/// Skew of the phases zipf, multi-get-zipf, ycsb-a to ycsb-f and async-ycsb-a.
 pub const ZIPF_EXPONENT: f64 = 0.99;
 
 /// What earlier phases made of the records, beside their number.
@@ -254,6 +255,7 @@ fn run(spec: &RunSpec) -> Result<PhaseResult> {
         PhaseName::IngestGets => ingest::run(spec, &*engine, &meter, &before)?,
         phase if phase.is_churn() => churn::run(spec, &*engine, &meter, &before)?,
         phase if phase.is_ycsb() => ycsb::run(spec, &*engine, &meter, &before)?,
+        PhaseName::AsyncGet | PhaseName::AsyncYcsbA => in_flight::run(spec, &*engine, &meter, &before)?,
         _ => reads::run(spec, &*engine, &meter, &before, expected)?,
     };
     let mut counters = meter.read()?.since(&before);

@@ -58,11 +58,15 @@ pub enum PhaseName {
     IngestGets,
     /// Random reads of present keys by single asynchronous calls, many in flight.
     AsyncGet,
+    /// Reads of present keys with Zipf's frequencies, many per call.
+    MultiGetZipf,
+    /// YCSB A by one thread with many reads in flight.
+    AsyncYcsbA,
 }
 
 impl PhaseName {
     /// All of them.
-    pub const ALL: [PhaseName; 23] = [
+    pub const ALL: [PhaseName; 25] = [
         PhaseName::Load,
         PhaseName::Complete,
         PhaseName::Verify,
@@ -86,6 +90,8 @@ impl PhaseName {
         PhaseName::Settle,
         PhaseName::IngestGets,
         PhaseName::AsyncGet,
+        PhaseName::MultiGetZipf,
+        PhaseName::AsyncYcsbA,
     ];
 
     /// The name used on the command line.
@@ -114,6 +120,8 @@ impl PhaseName {
             PhaseName::Settle => "settle",
             PhaseName::IngestGets => "ingest-gets",
             PhaseName::AsyncGet => "async-get",
+            PhaseName::MultiGetZipf => "multi-get-zipf",
+            PhaseName::AsyncYcsbA => "async-ycsb-a",
         }
     }
 
@@ -145,8 +153,14 @@ impl PhaseName {
 
     /// Whether the phase leaves the database changed, so that closing and writing back belong to what it costs.
     pub fn writes(self) -> bool {
-        matches!(self, PhaseName::Load | PhaseName::Complete | PhaseName::Settle | PhaseName::IngestGets)
-            || self.is_churn()
+        matches!(
+            self,
+            PhaseName::Load
+                | PhaseName::Complete
+                | PhaseName::Settle
+                | PhaseName::IngestGets
+                | PhaseName::AsyncYcsbA
+        ) || self.is_churn()
             || (self.is_ycsb() && self != PhaseName::YcsbC)
     }
 

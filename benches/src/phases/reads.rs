@@ -1,17 +1,14 @@
 //! The phases that only read: gets, misses, scans, the full scan.
 
-use std::cell::RefCell;
-use std::collections::HashMap;
 use std::fmt;
-use std::time::Instant;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 
 use super::order::Order;
 use super::runner::{self, Shared, Work};
 use super::slices::Slices;
 use super::task::Task;
-use super::{ASYNC_GETS, MULTI_GET_KEYS, PhaseName, RunSpec, SCAN_ROWS, ZIPF_EXPONENT};
+use super::{MULTI_GET_KEYS, PhaseName, RunSpec, SCAN_ROWS, ZIPF_EXPONENT};
 use crate::engine::{Engine, Session};
 use crate::meter::{Counters, Meter};
 use crate::record::{Key, Zipf};
@@ -58,8 +55,11 @@ pub(super) fn run(
             PhaseName::Get | PhaseName::GetThreads => task.gets()?,
             PhaseName::Miss => task.misses()?,
             PhaseName::Zipf => task.zipf()?,
-            PhaseName::MultiGet => task.multi_gets()?,
-            PhaseName::AsyncGet => task.async_gets()?,
+            PhaseName::MultiGet => task.multi_gets(Task::any)?,
+            PhaseName::MultiGetZipf => {
+                let zipf = Zipf::new(spec.present, ZIPF_EXPONENT);
+                task.multi_gets(|task| task.popular(&zipf))?;
+            }
             PhaseName::Scan => task.scans()?,
             PhaseName::FullScan | PhaseName::Verify => task.full_scan(expected)?,
             _ => bail!("not a phase of reads"),
@@ -112,7 +112,7 @@ impl Task<'_> {
         Ok(())
     }
 
-    fn multi_gets(&mut self) -> Result<()> {
+    fn multi_gets(&mut self, choose: impl Fn(&mut Self) -> u64) -> Result<()> {
         let records = self.records;
         let mut numbers = vec![0; MULTI_GET_KEYS];
         let mut keys: Vec<Key> = vec![Key::default(); MULTI_GET_KEYS];
@@ -121,7 +121,7 @@ impl Task<'_> {
                 break;
             }
             for (number, key) in numbers.iter_mut().zip(&mut keys) {
-                *number = self.random.below(self.spec.present);
+                *number = choose(self);
                 *key = records.key(*number);
             }
             let mut right = 0;
@@ -140,34 +140,6 @@ impl Task<'_> {
             );
             self.lap(MULTI_GET_KEYS as u64);
         }
-        Ok(())
-    }
-
-    fn async_gets(&mut self) -> Result<()> {
-        let (records, share, present, shared) = (self.records, self.share(), self.spec.present, self.shared);
-        let (random, tally) = (&mut self.random, &mut self.tally);
-        let mut begun = 0;
-        // What is in flight: the record's number, and since when.
-        let flying = RefCell::new(HashMap::with_capacity(ASYNC_GETS));
-        let mut next = || {
-            if begun == share || shared.stopped() {
-                return None;
-            }
-            begun += 1;
-            let number = random.below(present);
-            flying.borrow_mut().insert(begun, (number, Instant::now()));
-            Some((begun, records.key(number)))
-        };
-        let supported = self.session.gets_in_flight(ASYNC_GETS, &mut next, &mut |token, value| {
-            let (number, since) = flying.borrow_mut().remove(&token).context("an answer nobody asked for")?;
-            let right = value.is_some_and(|value| records.value_matches(number, value));
-            ensure!(right, "record {number} is missing or wrong");
-            tally.latencies.record(since.elapsed());
-            tally.operations += 1;
-            shared.add(1);
-            Ok(())
-        })?;
-        self.tally.unsupported = !supported;
         Ok(())
     }
 

@@ -68,9 +68,9 @@ impl<'a> Task<'a> {
         self.random.below(self.spec.present)
     }
 
-    /// A record by Zipf's frequencies; the popular ones are spread over the order of insertion.
+    /// A record by Zipf's frequencies.
     pub(super) fn popular(&mut self, zipf: &Zipf) -> u64 {
-        mix(zipf.sample(&mut self.random)) % self.spec.present
+        zipf.record(&mut self.random)
     }
 
     pub(super) fn get(&mut self, number: u64) -> Result<()> {
