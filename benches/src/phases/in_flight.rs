@@ -40,7 +40,8 @@ pub(super) fn run(spec: &RunSpec, engine: &dyn Engine, meter: &Meter, before: &C
 
 /// Does what `choose` says until all of the thread's operations are done or the time is over.
 fn in_flight(task: Task<'_>, mut choose: impl FnMut(&mut Random) -> Operation) -> Result<Tally> {
-    let (share, batch) = (task.share(), RefCell::new(Batch::new(task.spec.value_bytes)));
+    let share = task.share();
+    let mut batch = Batch::new(task.spec.value_bytes);
     let Task { session, shared, records, mut random, tally, .. } = task;
     let tally = RefCell::new(tally);
     let done = |since: Instant| {
@@ -64,7 +65,6 @@ fn in_flight(task: Task<'_>, mut choose: impl FnMut(&mut Random) -> Operation) -
                         return Ok(Some((begun, records.key(number))));
                     }
                     Operation::Update(number) => {
-                        let mut batch = batch.borrow_mut();
                         batch.clear();
                         batch.push(&records, number, begun);
                         insert(&batch)?;
