@@ -53,7 +53,7 @@ pub struct Options {
     /// Use plain reads and writes instead of io_uring. Default false: io_uring where the kernel lets us.
     pub portable_io: bool,
     /// Whether a thread that waits for a page of a get or scan may keep its processor instead of sleeping, where that is measured to be faster by a tenth (in
-    /// virtual machines that halt by a fifth to a third). Default true. At most half of the processors are used so, or both of two, and none while more threads
+    /// virtual machines that halt by a fifth to a third). Default true. At most half of the processors are used so, or two of two or three, and none while more threads
     /// read than there are processors or background work is under way. Where processors are shared with others or power counts, false. With io_uring only.
     pub busy_wait: bool,
     /// How the keyspaces are shaped that do not say otherwise.

@@ -7,7 +7,7 @@
 //!
 //! - Where it gains too little it is waste, so it is measured: of each [`PERIOD`] reads [`TRIES`] wait in the other way than the rest, and threads busy-wait as long as
 //!   that makes their reads shorter by a tenth. On a machine that is woken quickly, or whose processors have other work, it does not.
-//! - At most half of the processors are waited on in this way, of two both (YCSB A by two threads was faster by 15 % than with one of them), and none while more threads
+//! - At most half of the processors are waited on in this way, but two where there are two or three (of two YCSB A by two threads was faster by 15 % than with one), and none while more threads
 //!   read than there are processors, or background work has asked for something a moment ago: then the processor has something better to do. Beside inserts at full speed it cost a tenth of the gets, and of the inserts.
 //! - After [`LONGEST`] the thread sleeps. It does not yield meanwhile (`sched_yield` every 15 µs took 8 of the 20 µs that there are to gain): who wakes up beside it
 //!   gets the processor from the scheduler, and a read that is interrupted so takes longer.
@@ -30,8 +30,8 @@ const LULL: Duration = Duration::from_millis(20);
 const PERIOD: usize = 256;
 const TRIES: usize = 4;
 
-/// Processors of which all are waited on.
-const BOTH: usize = 2;
+/// Processors that are waited on where there are so many, though they be more than half.
+const PAIR: usize = 2;
 
 /// A time counts as this many means at most.
 const OUTLIER: u64 = 4;
@@ -72,7 +72,7 @@ impl BusyWait {
     pub(crate) fn new(processors: usize) -> BusyWait {
         BusyWait {
             processors,
-            most: if processors < BOTH { 0 } else { (processors / 2).max(BOTH) },
+            most: if processors < PAIR { 0 } else { (processors / 2).max(PAIR) },
             reading: AtomicUsize::new(0),
             busy: AtomicUsize::new(0),
             background: Recent::default(),

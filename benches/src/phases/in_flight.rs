@@ -25,13 +25,15 @@ pub(super) fn run(spec: &RunSpec, engine: &dyn Engine, meter: &Meter, before: &C
     ensure!(spec.present > 0, "there are no records to read");
     let work = |thread: usize, session: &mut dyn Session, shared: &Shared| {
         let task = Task::new(spec, thread, session, shared)?;
-        let zipf = Zipf::new(spec.present, ZIPF_EXPONENT);
         match spec.phase {
             PhaseName::AsyncGet => in_flight(task, |random| Operation::Read(random.below(spec.present))),
-            PhaseName::AsyncYcsbA => in_flight(task, |random| {
-                let number = zipf.record(random);
-                if random.below(2) == 0 { Operation::Read(number) } else { Operation::Update(number) }
-            }),
+            PhaseName::AsyncYcsbA => {
+                let zipf = Zipf::new(spec.present, ZIPF_EXPONENT);
+                in_flight(task, |random| {
+                    let number = zipf.record(random);
+                    if random.below(2) == 0 { Operation::Read(number) } else { Operation::Update(number) }
+                })
+            }
             _ => bail!("not a phase with reads in flight"),
         }
     };
