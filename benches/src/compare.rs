@@ -275,6 +275,7 @@ impl Stage<'_> {
         let spec = RunSpec {
             group: group.as_ref().map(MemoryGroup::entrance),
             threads: threads as usize,
+            turn: run.phases.len() as u64,
             ..self.spec(dir, run.engine, phase, *stock)
         };
         let mut result = match self.follow_child(&spec) {
@@ -330,6 +331,7 @@ impl Stage<'_> {
             },
             rest_seconds: args.rest_seconds,
             threads: 1,
+            turn: 0,
             value_bytes: args.value_bytes,
             seed: args.seed,
         }

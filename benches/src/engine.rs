@@ -16,10 +16,12 @@ use crate::record::{Batch, Key};
 
 /// The engines that can be named, whether or not they are built in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum EngineName {
     /// This project's Bε-tree.
     Betree,
+    /// The same, which remembers no rows when it is closed.
+    BetreeCold,
     /// redb, a copy-on-write B-tree.
     Redb,
     /// LMDB through heed, a memory-mapped copy-on-write B-tree.
@@ -34,8 +36,9 @@ pub enum EngineName {
 
 impl EngineName {
     /// All of them.
-    pub const ALL: [EngineName; 6] = [
+    pub const ALL: [EngineName; 7] = [
         EngineName::Betree,
+        EngineName::BetreeCold,
         EngineName::Redb,
         EngineName::Lmdb,
         EngineName::Sqlite,
@@ -47,6 +50,7 @@ impl EngineName {
     pub fn as_str(self) -> &'static str {
         match self {
             EngineName::Betree => "betree",
+            EngineName::BetreeCold => "betree-cold",
             EngineName::Redb => "redb",
             EngineName::Lmdb => "lmdb",
             EngineName::Sqlite => "sqlite",
@@ -63,7 +67,7 @@ impl EngineName {
     /// Whether this build contains it.
     pub fn is_built_in(self) -> bool {
         match self {
-            EngineName::Betree => true,
+            EngineName::Betree | EngineName::BetreeCold => true,
             EngineName::Redb => cfg!(feature = "redb"),
             EngineName::Lmdb => cfg!(feature = "lmdb"),
             EngineName::Sqlite => cfg!(feature = "sqlite"),
@@ -78,7 +82,8 @@ impl EngineName {
     /// What the engine says, or that it is not built in.
     pub fn open(self, setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
         match self {
-            EngineName::Betree => engines::betree::open(setup),
+            EngineName::Betree => engines::betree::open(setup, true),
+            EngineName::BetreeCold => engines::betree::open(setup, false),
             #[cfg(feature = "redb")]
             EngineName::Redb => engines::redb::open(setup),
             #[cfg(feature = "lmdb")]

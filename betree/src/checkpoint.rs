@@ -18,7 +18,7 @@
 //! ```text
 //! superblock payload := pointer to the catalog (as to a node) | log_end varint; or nothing before the first checkpoint
 //! catalog page: 0 u32 checksum | 4 u8 page type = 4 | 5 3 bytes zero | 8 u32 body length | 12 4 bytes zero | 16 body | zeros
-//! body     := log_start | next Seqno | next keyspace id | count | keyspace*     (varints)
+//! body     := log_start | next Seqno | next keyspace id | count | keyspace* | count | pointer to rows*     (varints)
 //! keyspace := id | bytes(name) | bytes(operator name) | flushed Seqno | node pointer
 //! ```
 
@@ -29,13 +29,14 @@ use betree_pager::{BLOCK, Extent, Keep, PageKind, Pager};
 use betree_storage::AlignedBuf;
 use betree_wal::Lsn;
 
-use crate::flush::TaskIo;
 use crate::message::{get_varint, put_varint};
 use crate::node::{Node, NodePlace, Target};
 use crate::node_codec::{self, NodePointer, get_bytes, put_bytes};
 use crate::recovery::MAX_SEQNO;
+use crate::remember::Remembered;
 use crate::shared::Shared;
 use crate::stats::Counters;
+use crate::task_io::TaskIo;
 use crate::types::{KeyspaceId, Seqno};
 use crate::{Error, Result};
 
@@ -50,6 +51,7 @@ const MAX_LSN: u64 = 1 << 62;
 pub(crate) struct Durable {
     pub roots: Vec<Arc<Node>>,
     pub catalog: Option<Arc<Extent>>,
+    pub rows: Remembered,
     pub log_start: Lsn,
     /// For each keyspace, up to where its messages are in its tree.
     pub flushed: HashMap<KeyspaceId, Seqno>,
@@ -75,6 +77,8 @@ pub(crate) struct Catalog {
     pub next: Seqno,
     pub next_id: u32,
     pub entries: Vec<CatalogEntry>,
+    /// Rows blocks (`remember`).
+    pub rows: Vec<NodePointer>,
 }
 
 impl Catalog {
@@ -92,6 +96,8 @@ impl Catalog {
             put_varint(&mut out, entry.flushed.0);
             entry.root.encode(&mut out);
         }
+        put_varint(&mut out, self.rows.len() as u64);
+        self.rows.iter().for_each(|block| block.encode(&mut out));
         let body = (out.len() - HEADER) as u32;
         out[8..12].copy_from_slice(&body.to_le_bytes());
         out.resize(out.len().next_multiple_of(BLOCK), 0);
@@ -112,6 +118,7 @@ impl Catalog {
             next: Seqno(get_varint(input)?),
             next_id: u32::try_from(get_varint(input)?).ok()?,
             entries: Vec::new(),
+            rows: Vec::new(),
         };
         for _ in 0..get_varint(input)? {
             catalog.entries.push(CatalogEntry {
@@ -121,6 +128,9 @@ impl Catalog {
                 flushed: Seqno(get_varint(input)?),
                 root: NodePointer::decode(input)?,
             });
+        }
+        for _ in 0..get_varint(input)? {
+            catalog.rows.push(NodePointer::decode(input)?);
         }
         (input.is_empty() && catalog.is_sound()).then_some(catalog)
     }
@@ -164,18 +174,32 @@ pub(crate) fn decode_payload(mut payload: &[u8]) -> Option<(NodePointer, Lsn)> {
 }
 
 /// Writes pages of a checkpoint and waits for them at the end.
-struct PageWriter<'a> {
-    shared: &'a Shared,
-    io: &'a mut TaskIo,
+pub(crate) struct PageWriter<'a> {
+    pub shared: &'a Shared,
+    pub io: &'a mut TaskIo,
 }
 
 impl PageWriter<'_> {
-    fn write(&mut self, mut bytes: Vec<u8>) -> Result<NodePlace> {
-        let extent = Arc::new(self.shared.pager.allocate_reserved(bytes.len())?);
+    fn write(&mut self, bytes: Vec<u8>) -> Result<NodePlace> {
+        let extent = self.shared.pager.allocate_reserved(bytes.len())?;
+        Ok(self.write_to(extent, bytes))
+    }
+
+    /// Writes what can be done without: `None` if there is no space.
+    pub(crate) fn write_optional(&mut self, bytes: Vec<u8>) -> Result<Option<NodePlace>> {
+        match self.shared.pager.allocate(bytes.len()) {
+            Ok(extent) => Ok(Some(self.write_to(extent, bytes))),
+            Err(error) if error.is_no_space() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn write_to(&mut self, extent: Extent, mut bytes: Vec<u8>) -> NodePlace {
+        let extent = Arc::new(extent);
         let crc = self.shared.pager.seal(&mut bytes, extent.offset());
-        self.io.write(&extent, AlignedBuf::copy_of(&bytes));
+        self.io.write_whole(&extent, AlignedBuf::copy_of(&bytes));
         Counters::add(&self.shared.counters.checkpoint_bytes, bytes.len() as u64);
-        Ok(NodePlace { len: bytes.len() as u32, extent, crc })
+        NodePlace { len: bytes.len() as u32, extent, crc }
     }
 
     /// Writes what of the tree has no place yet.
@@ -196,12 +220,13 @@ impl PageWriter<'_> {
 }
 
 impl Shared {
-    /// Makes the trees as they are now the durable checkpoint. Called by one task at a time.
-    pub(crate) fn take_checkpoint(&self, io: &mut TaskIo) -> Result<()> {
+    /// Makes the trees as they are now the durable checkpoint. Called by one task at a time. `last`: before the database is closed.
+    pub(crate) fn take_checkpoint(&self, io: &mut TaskIo, last: bool) -> Result<()> {
         let mut durable = self.checkpoint.lock();
         let mut catalog = Catalog::default();
         let (mut roots, mut flushed) = (Vec::new(), HashMap::new());
         let mut log_end = self.wal.durable();
+        let dropped;
         {
             let commit = self.commit.lock();
             let end = self.wal.end();
@@ -231,23 +256,30 @@ impl Shared {
                 roots.push(view.root.clone());
             }
             // That a keyspace was dropped comes after all that was written before.
-            if durable.flushed.keys().any(|id| !flushed.contains_key(id)) {
+            dropped = durable.flushed.keys().any(|id| !flushed.contains_key(id));
+            if dropped {
                 log_end = end;
             }
             log_end = log_end.max(catalog.log_start);
         }
         self.sync_log(log_end)?;
         self.storage.reached("checkpoint-log-synced");
-        let written = self.write_pages(&mut catalog, &roots, io);
+        let rows = self.remembered(&durable.rows, &flushed, dropped, last, io);
+        let written = rows.and_then(|rows| {
+            catalog.rows = rows.iter().map(|place| NodePointer::of(place)).collect();
+            Ok((self.write_pages(&mut catalog, &roots, io)?, rows))
+        });
         // Nodes know their places from here on: should a write have failed, no later checkpoint may rely on them.
         io.finish_writes().inspect_err(|error| self.poison.set(error))?;
-        let place = written?;
+        let (place, rows) = written?;
         self.storage.reached("checkpoint-nodes-written");
         let mut payload = Vec::new();
         NodePointer::of(&place).encode(&mut payload);
         put_varint(&mut payload, log_end.0);
         self.pager.publish(self.pager.epoch().next(), &payload)?;
-        *durable = Durable { roots, catalog: Some(place.extent), log_start: catalog.log_start, flushed };
+        self.recall.published(&rows);
+        let log_start = catalog.log_start;
+        *durable = Durable { roots, catalog: Some(place.extent), rows, log_start, flushed };
         self.storage.reached("checkpoint-published");
         self.wal.trim(catalog.log_start)?;
         Counters::add(&self.counters.checkpoints, 1);
@@ -287,7 +319,8 @@ mod tests {
             root: NodePointer { offset: 65_536, len: 4096, crc: 7 },
         };
         let entries = vec![entry(1, "one"), entry(2, "two")];
-        Catalog { log_start: Lsn(9), log_end: Lsn(0), next: Seqno(5), next_id: 3, entries }
+        let rows = vec![NodePointer { offset: 1 << 20, len: 8192, crc: 9 }];
+        Catalog { log_start: Lsn(9), log_end: Lsn(0), next: Seqno(5), next_id: 3, entries, rows }
     }
 
     #[test]
@@ -320,14 +353,14 @@ mod tests {
         let synced = (db.stats().log_syncs, shared.wal.durable());
         two.insert("older", "2")?;
         one.insert("newer", "3")?;
-        shared.checkpoint_now()?;
+        shared.checkpoint_now(false)?;
         assert_eq!((db.stats().log_syncs, shared.wal.durable()), synced, "nothing new is in a tree");
 
         one.state.freeze();
         one.insert("in no tree", "4")?;
         let memtable = one.state.view().heads[1].clone();
         crate::flush::flush_memtable(shared, &one.state, &memtable, &mut TaskIo::new(&shared.pager)?)?;
-        shared.checkpoint_now()?;
+        shared.checkpoint_now(false)?;
         let first = one.state.view().heads[0].first_lsn.get().copied();
         assert!(first.is_some_and(|first| shared.wal.durable() >= first));
         for seed in 0..20 {

@@ -210,7 +210,7 @@ impl Db {
             state
         };
         // The log may name a keyspace only after the catalog does.
-        if let Err(error) = shared.checkpoint_now() {
+        if let Err(error) = shared.checkpoint_now(false) {
             state.dropped.store(true, Ordering::Relaxed);
             let mut keyspaces = shared.keyspaces.write();
             keyspaces.by_name.remove(name);
@@ -236,7 +236,7 @@ impl Db {
                     state.freeze();
                     shared.scheduler.wake();
                 }
-                shared.checkpoint_now()
+                shared.checkpoint_now(false)
             }
         }
     }
@@ -262,7 +262,7 @@ impl Db {
         // Writers that wait for room in it, and whoever waits for its memtables, have nothing to wait for.
         shared.room.notify_all();
         shared.scheduler.changed();
-        if let Err(error) = shared.checkpoint_now() {
+        if let Err(error) = shared.checkpoint_now(false) {
             // It is still in the durable catalog: it stays here as well.
             let mut keyspaces = shared.keyspaces.write();
             if let Some(operator) = operator {
@@ -335,10 +335,14 @@ impl Db {
     /// # Errors
     /// Those of the device.
     pub fn checkpoint(&self) -> Result<()> {
+        self.flush_and_checkpoint(false)
+    }
+
+    fn flush_and_checkpoint(&self, last: bool) -> Result<()> {
         let shared = self.shared();
         shared.check_open()?;
         shared.flush_memtables(&shared.states())?;
-        shared.checkpoint_now()
+        shared.checkpoint_now(last)
     }
 
     /// Checks every invariant and every checksum of the trees as they are now, and of what the last checkpoint wrote. Reads everything
@@ -373,7 +377,7 @@ impl Db {
                 Err(error) => return Err(error),
             }
         }
-        shared.checkpoint_now()
+        shared.checkpoint_now(false)
     }
 
     /// Counters and sizes.
@@ -392,14 +396,14 @@ impl Db {
         self.shared().run_one_task()
     }
 
-    /// Flushes, checkpoints, gives free space back to the file system, and ends background work. Other handles then answer [`Error::Closed`].
+    /// Flushes, checkpoints (with popular rows, see [`crate::Options::remember_rows`]), gives free space back to the file system, and ends background work. Other handles then answer [`Error::Closed`].
     ///
     /// # Errors
     /// Those of the device; background work has ended all the same.
     pub fn close(self) -> Result<()> {
         let result = match self.shared().check_open() {
             Err(_) => return Ok(()),
-            Ok(()) => self.checkpoint(),
+            Ok(()) => self.flush_and_checkpoint(true),
         };
         self.handle.stop();
         result?;

@@ -9,8 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use betree_pager::{Extent, Pager, PagerIo};
-use betree_storage::AlignedBuf;
+use betree_pager::PagerIo;
 
 use crate::Result;
 use crate::cuts::Cuts;
@@ -27,6 +26,7 @@ use crate::shared::Shared;
 use crate::spans::Spans;
 use crate::state::State;
 use crate::stats::Counter;
+use crate::task_io::TaskIo;
 use crate::tree::{self, Descent, LeafChange};
 use crate::types::Seqno;
 use crate::view::Head;
@@ -34,33 +34,6 @@ use crate::writer::{Purpose, RunWriter};
 
 /// How the tree takes what a flush has written, once that is on the device. Whether it did: the child may have changed meanwhile.
 pub(crate) type Install = Box<dyn FnOnce(&Shared) -> bool>;
-
-/// The I/O channels of one worker.
-pub(crate) struct TaskIo {
-    read: PagerIo,
-    write: PagerIo,
-}
-
-impl TaskIo {
-    pub(crate) fn new(pager: &Pager) -> Result<TaskIo> {
-        Ok(TaskIo { read: pager.background_io()?, write: pager.background_io()? })
-    }
-
-    /// Queues the write of a whole extent.
-    pub(crate) fn write(&mut self, extent: &Arc<Extent>, buf: AlignedBuf) {
-        self.write.submit_write(extent, 0, buf, 0);
-    }
-
-    /// The channel of the writes that are in flight; `idle` takes its place.
-    pub(crate) fn hand_over_writes(&mut self, idle: PagerIo) -> PagerIo {
-        std::mem::replace(&mut self.write, idle)
-    }
-
-    /// Waits for every write queued; the first failure.
-    pub(crate) fn finish_writes(&mut self) -> Result<()> {
-        Ok(self.write.finish()?)
-    }
-}
 
 /// A child of a node at the moment a task was picked, with its key range.
 #[derive(Debug, Clone)]

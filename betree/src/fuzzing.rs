@@ -16,6 +16,8 @@ use crate::message::{Head, Kind, MessageRef, Messages, encode_message, take_batc
 use crate::node::{Node, Target};
 use crate::node_codec::{self, NodePointer, NodeReader};
 use crate::page::{PageBuilder, PageRef};
+use crate::remember;
+use crate::rows::Row;
 use crate::segment::Meta;
 use crate::spans::Spans;
 use crate::types::{KeyspaceId, Seqno};
@@ -31,9 +33,15 @@ pub fn cache_rows_anyway(db: &Db) {
 pub fn layout(db: &Db) -> Vec<(Range<u64>, &'static str)> {
     let shared = db.shared();
     let mut out = Vec::new();
-    if let Some(catalog) = &shared.checkpoint.lock().catalog {
+    let durable = shared.checkpoint.lock();
+    if let Some(catalog) = &durable.catalog {
         out.push((catalog.offset()..catalog.offset() + u64::from(catalog.len()), "catalog"));
     }
+    for block in durable.rows.iter() {
+        let start = block.extent.offset();
+        out.push((start..start + u64::from(block.len), "rows"));
+    }
+    drop(durable);
     for state in shared.states() {
         let root = state.view().root.clone();
         places(&root, &mut out);
@@ -158,6 +166,33 @@ pub fn read_node(storage: Arc<dyn Storage>, offset: u64, len: u32, crc: u32) -> 
 #[must_use]
 pub fn catalog(bytes: &[u8]) -> Option<Vec<u8>> {
     Some(Catalog::decode(bytes)?.encode())
+}
+
+/// A remembered row: keyspace, Seqno, credit, key, value.
+pub type RememberedRow = (u32, u64, u8, Vec<u8>, Vec<u8>);
+
+/// The rows of a block. `None`: it does not decode.
+#[must_use]
+pub fn rows(block: &[u8]) -> Option<Vec<RememberedRow>> {
+    let rows = remember::decode(block)?;
+    Some(rows.iter().map(|r| (r.keyspace.0, r.at.0, r.credit, r.key.to_vec(), r.value.to_vec())).collect())
+}
+
+/// Lays rows out in blocks.
+#[must_use]
+pub fn rows_blocks(rows: &[RememberedRow]) -> Vec<Vec<u8>> {
+    let mut blocks = remember::Blocks::new();
+    for (keyspace, at, credit, key, value) in rows {
+        blocks.push(&Row { keyspace: KeyspaceId(*keyspace), at: Seqno(*at), credit: *credit, key, value });
+    }
+    blocks.close();
+    blocks.full
+}
+
+/// What is wrong with a block of a database whose only keyspace, 0, has everything up to `flushed` in its tree.
+#[must_use]
+pub fn rows_fault(block: &[u8], flushed: u64) -> Option<String> {
+    remember::fault(block, &[(KeyspaceId(0), Seqno(flushed))].into())
 }
 
 /// The first Seqno of an encoded batch, and its messages with their keyspaces. `None`: it does not decode.

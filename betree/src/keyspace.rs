@@ -280,7 +280,7 @@ impl Keyspace {
         shared.check_open()?;
         let (low, high) = bounds(&range);
         shared.compact_range(&self.state, low, high)?;
-        shared.checkpoint_now()
+        shared.checkpoint_now(false)
     }
 
     /// Replaces the value of `key` by what `change` makes of it (`None`: absent), atomically with respect to other updates

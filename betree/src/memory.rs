@@ -190,8 +190,15 @@ impl Shared {
         #[cfg(feature = "fuzzing")]
         let live = if self.memory.rows_anyway.load(Relaxed) { live.max(cache as u64 + 1) } else { live };
         let most = if pointwise { row_limit(cache, live, self.pins.bytes()) } else { 0 };
-        let rows = most.min(self.rows.stats().bytes + (cache / ROWS_STEP).max(self.rows.least_step()));
+        // Rows that were remembered come at once.
+        let recalled = self.recall.bytes();
+        let least = self.rows.least_step();
+        let step = if recalled > 0 { 2 * least + recalled / 4 * 5 } else { least }.max(cache / ROWS_STEP);
+        let rows = most.min(self.rows.stats().bytes + step);
         self.rows.set_limit(rows);
+        if rows > 0 && recalled > 0 {
+            self.scheduler.want_recall();
+        }
         let pages = cache.saturating_sub(rows).saturating_sub(self.pins.bytes());
         self.pager.set_cache_bytes(pages.max(cache / 8));
     }

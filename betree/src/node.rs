@@ -91,7 +91,7 @@ pub(crate) struct Leaf {
     pub garbage: u64,
     /// Of the messages that came last: bytes of the base that they overwrote or deleted, in percent of their own. Never stored.
     pub overwriting_percent: u64,
-    /// Deletes up to here may have vanished with what they deleted: absence from the runs says nothing of the time before. Never stored.
+    /// Deletes up to here may have vanished with what they deleted: absence from the runs says nothing of the time before.
     pub settled: Seqno,
     pub crossed: Crossed,
 }

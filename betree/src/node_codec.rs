@@ -10,7 +10,7 @@
 //! run     := first | last | count | segment* | bytes(spans)
 //! segment := offset/4096 | data_len/4096 | meta_len/4096 | meta checksum u32 | messages | bytes(min) | bytes(max) | count | bytes(sample)*
 //! child   := bytes(low) | cursor | pending | target
-//! target  := 0u8 | count | run*              a leaf: its deltas, oldest first …
+//! target  := 0u8 | settled | count | run*    a leaf: since when absence says something, its deltas, oldest first …
 //!                | 0u8 or 1u8 run            … and its base, if any
 //!          | 1u8 | offset/4096 | length/4096 | checksum u32     a node
 //! bytes   := length | bytes
@@ -32,7 +32,6 @@ use crate::pins::Pin;
 use crate::run::Run;
 use crate::segment::Segment;
 use crate::stored::{HEADER, StoredNode, StoredRun, StoredSegment, StoredTarget};
-use crate::types::Seqno;
 use crate::{Error, Result};
 
 /// Page type of nodes.
@@ -49,6 +48,12 @@ pub(crate) struct NodePointer {
 impl NodePointer {
     pub(crate) fn of(place: &NodePlace) -> NodePointer {
         NodePointer { offset: place.extent.offset(), len: place.len, crc: place.crc }
+    }
+
+    /// Takes possession of what it points to.
+    pub(crate) fn adopt(&self, pager: &Pager) -> Result<Arc<NodePlace>> {
+        let extent = Arc::new(pager.adopt(self.offset, self.len)?);
+        Ok(Arc::new(NodePlace { extent, len: self.len, crc: self.crc }))
     }
 
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
@@ -133,6 +138,7 @@ pub(crate) fn encode(node: &Node) -> Vec<u8> {
         match &child.target {
             Target::Leaf(leaf) => {
                 out.push(0);
+                put_varint(&mut out, leaf.settled.0);
                 put_varint(&mut out, leaf.deltas.len() as u64);
                 leaf.deltas.iter().for_each(|run| put_run(&mut out, run));
                 out.push(u8::from(leaf.base.is_some()));
@@ -190,10 +196,10 @@ impl<'a> NodeReader<'a> {
         let own_level = stored.level as u32;
         for (i, child) in stored.children.iter().enumerate() {
             let target = match &child.target {
-                StoredTarget::Leaf { deltas, base } => {
+                StoredTarget::Leaf { settled, deltas, base } => {
                     let base = base.as_ref().map(|run| self.run(run)).transpose()?;
                     let deltas = deltas.iter().map(|run| self.run(run)).collect::<Result<_>>()?;
-                    Target::Leaf(Leaf::new(base, deltas, 0, 0, Seqno(0)))
+                    Target::Leaf(Leaf::new(base, deltas, 0, 0, *settled))
                 }
                 StoredTarget::Node(below) => {
                     let child_high = stored.high_of(i, high);

@@ -56,6 +56,10 @@ pub struct Options {
     /// virtual machines that halt by a fifth to a third). Default true. At most half of the processors are used so, or two of two or three, and none while more threads
     /// read than there are processors or background work is under way. Where processors are shared with others or power counts, false. With io_uring only.
     pub busy_wait: bool,
+    /// Whether popular rows survive closing. Default true: [`Db::close`] writes rows of the row cache to the data file, those that were read again first, if point reads have found
+    /// use for it: at most a quarter of `memory`, a 16th of the data and 256 MiB; when keys are read after opening, they are read in the background. If false, none are written, read
+    /// or kept.
+    pub remember_rows: bool,
     /// How the keyspaces are shaped that do not say otherwise.
     pub tree: TreeOptions,
 }
@@ -72,6 +76,7 @@ impl Default for Options {
             create_if_missing: true,
             portable_io: false,
             busy_wait: true,
+            remember_rows: true,
             tree: TreeOptions::default(),
         }
     }
@@ -217,6 +222,12 @@ impl Builder {
     /// See [`Options::busy_wait`].
     pub fn busy_wait(mut self, busy_wait: bool) -> Self {
         self.options.busy_wait = busy_wait;
+        self
+    }
+
+    /// See [`Options::remember_rows`].
+    pub fn remember_rows(mut self, remember: bool) -> Self {
+        self.options.remember_rows = remember;
         self
     }
 

@@ -25,6 +25,7 @@ use crate::options::{Builder, Options};
 use crate::poison::Poison;
 use crate::pressure::Pressure;
 use crate::readers::Readers;
+use crate::remember::Recall;
 use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::shared::{Commit, Keyspaces, Shared};
@@ -158,6 +159,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         }
         keyspaces.next_id = catalog.next_id;
         next = catalog.next;
+        durable.rows = catalog.rows.iter().map(|pointer| pointer.adopt(&pager)).collect::<Result<_>>()?;
         durable.catalog = Some(extent);
         durable.log_start = catalog.log_start;
         pager.finish_recovery();
@@ -184,6 +186,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
     };
     storage.reached("recovery-replayed");
 
+    let recall = Recall::new(&durable.rows, options.remember_rows);
     let pressure = Pressure::new(memtable_bytes, &*storage);
     let shared = Arc::new(Shared {
         memtable_bytes,
@@ -203,6 +206,7 @@ pub(crate) fn open(storage: Arc<dyn Storage>, builder: Builder) -> Result<Arc<Sh
         readers: Readers::default(),
         pressure,
         rows: Rows::new(options.memory),
+        recall,
         pins: crate::pins::Pins::default(),
         memory: Memory::new(memtable_bytes),
         poison: Poison::default(),

@@ -21,6 +21,7 @@ use crate::pins::Pins;
 use crate::poison::Poison;
 use crate::pressure::Pressure;
 use crate::readers::Readers;
+use crate::remember::Recall;
 use crate::rows::Rows;
 use crate::scheduler::Scheduler;
 use crate::state::State;
@@ -62,6 +63,7 @@ pub(crate) struct Shared {
     pub storage: Arc<dyn Storage>,
     pub pager: Pager,
     pub rows: Rows,
+    pub recall: Recall,
     pub pins: Pins,
     pub memory: Memory,
     pub wal: Wal,

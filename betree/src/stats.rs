@@ -69,6 +69,10 @@ pub struct Stats {
     pub row_count: u64,
     /// Point reads that found a row there, used or not.
     pub row_hits: u64,
+    /// Rows that were remembered when the database was last closed, and brought back since it was opened ([`crate::Options::remember_rows`]).
+    pub rows_recalled: u64,
+    /// Bytes of the data file that rows take which were remembered, or are for the time after the next start.
+    pub rows_remembered_bytes: u64,
     /// Memory of page indexes and filters that segments hold for point reads.
     pub index_bytes: u64,
     /// Bytes appended to the log.
@@ -158,6 +162,8 @@ impl Shared {
             row_bytes: rows.bytes as u64,
             row_count: rows.rows as u64,
             row_hits: rows.hits,
+            rows_recalled: self.recall.rows(),
+            rows_remembered_bytes: self.recall.on_disk(),
             index_bytes: self.pins.bytes() as u64,
             log_bytes_appended: wal.appended_bytes,
             log_bytes_live: self.wal.end().0

@@ -49,8 +49,9 @@ pub(crate) struct StoredRun {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum StoredTarget {
     Node(NodePointer),
-    /// Deltas oldest first, and the base.
+    /// Up to where deletes may have vanished, deltas oldest first, and the base.
     Leaf {
+        settled: Seqno,
         deltas: Vec<Arc<StoredRun>>,
         base: Option<Arc<StoredRun>>,
     },
@@ -168,6 +169,7 @@ impl StoredTarget {
     fn decode(input: &mut &[u8]) -> Option<StoredTarget> {
         match get_u8(input)? {
             0 => {
+                let settled = Seqno(get_varint(input)?);
                 let mut deltas = Vec::new();
                 for _ in 0..get_count(input)? {
                     deltas.push(StoredRun::decode(input)?);
@@ -177,7 +179,7 @@ impl StoredTarget {
                     1 => Some(StoredRun::decode(input)?),
                     _ => return None,
                 };
-                Some(StoredTarget::Leaf { deltas, base })
+                Some(StoredTarget::Leaf { settled, deltas, base })
             }
             1 => Some(StoredTarget::Node(NodePointer::decode(input)?)),
             _ => None,
@@ -191,6 +193,7 @@ impl StoredTarget {
                 None => NodePointer { offset: 0, len: 0, crc: 0 },
             }),
             Target::Leaf(leaf) => StoredTarget::Leaf {
+                settled: leaf.settled,
                 deltas: leaf.deltas.iter().map(|run| StoredRun::of(run)).collect(),
                 base: leaf.base.as_ref().map(|run| StoredRun::of(run)),
             },
@@ -295,7 +298,7 @@ impl StoredNode {
                 wrong(format!("buffer.cursor_monotone: child {i}: its cursor is above the next run number"));
             }
             match (&child.target, self.level) {
-                (StoredTarget::Leaf { deltas, base }, 1) => {
+                (StoredTarget::Leaf { deltas, base, .. }, 1) => {
                     deltas.iter().chain(base).for_each(|run| run.faults(wrong));
                 }
                 (StoredTarget::Node(_), 2..) => {}

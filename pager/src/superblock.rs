@@ -34,7 +34,7 @@ pub const MAX_PAYLOAD: usize = 3072;
 
 const SLOT_STRIDE: u64 = 16 << 10;
 const MAGIC: [u8; 6] = *b"betree";
-const VERSION: u16 = 3;
+const VERSION: u16 = 4;
 
 const AT_VERSION: usize = 6;
 const AT_UUID: usize = 8;
@@ -278,7 +278,7 @@ mod tests {
             head,
             concat!(
                 "626574726565",                             // magic
-                "0300",                                     // version
+                "0400",                                     // version
                 "07000000000000000000000020120100",         // uuid
                 "0201000000000000",                         // epoch
                 "0020010000000000",                         // file length
@@ -288,7 +288,7 @@ mod tests {
             )
         );
         assert!(bytes[72..AT_CRC].iter().all(|&b| b == 0));
-        assert_eq!(u32_at(bytes.first_chunk().unwrap(), AT_CRC), 0xE7A6_1BBE);
+        assert_eq!(u32_at(bytes.first_chunk().unwrap(), AT_CRC), 0x2384_154C);
     }
 
     #[test]
@@ -325,10 +325,10 @@ mod tests {
     #[test]
     fn an_intact_slot_of_a_newer_version_is_refused_even_beside_valid_ones() {
         let mut newer = encoded(&example(5), 2);
-        newer[AT_VERSION] = 4;
+        newer[AT_VERSION] = 5;
         let newer = decode(&resealed(newer, 2), 2);
         let slots = [Slot::Valid(example(4)), Slot::Valid(example(4)), newer, Slot::Zero];
-        assert!(matches!(choose("f", &slots), Err(Error::UnknownVersion { found: 4, supported: 3, .. })));
+        assert!(matches!(choose("f", &slots), Err(Error::UnknownVersion { found: 5, supported: 4, .. })));
     }
 
     #[test]

@@ -19,15 +19,17 @@ struct Betree {
     db: Db,
     records: Keyspace,
     budget: u64,
+    remember: bool,
     durability: CommitDurability,
 }
 
-pub(crate) fn open(setup: &Setup<'_>) -> Result<Box<dyn Engine>> {
+/// `remember`: popular rows survive from one phase to the next.
+pub(crate) fn open(setup: &Setup<'_>, remember: bool) -> Result<Box<dyn Engine>> {
     let budget = setup.betree_memory.unwrap_or_else(|| share(setup.memory, BUDGET_PERCENT));
-    let db =
-        Db::builder().memory(budget as usize).durability(durability_of(setup.durability)).open(setup.dir)?;
+    let builder = Db::builder().memory(budget as usize).durability(durability_of(setup.durability));
+    let db = builder.remember_rows(remember).open(setup.dir)?;
     let records = db.keyspace("records")?;
-    Ok(Box::new(Betree { db, records, budget, durability: setup.durability }))
+    Ok(Box::new(Betree { db, records, budget, remember, durability: setup.durability }))
 }
 
 fn durability_of(durability: CommitDurability) -> Durability {
@@ -40,8 +42,9 @@ fn durability_of(durability: CommitDurability) -> Durability {
 impl Engine for Betree {
     fn configuration(&self) -> String {
         format!(
-            "budget {}, otherwise defaults; {}",
+            "budget {}, {}otherwise defaults; {}",
             mib(self.budget),
+            if self.remember { "" } else { "no rows remembered, " },
             promise(
                 self.durability,
                 "Durability::Buffered: survives a killed process when the call returns, synced in the background every second"

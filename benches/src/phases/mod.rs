@@ -105,6 +105,9 @@ pub struct RunSpec {
     /// Seconds that the engine stays open and idle after a phase that changes records.
     #[serde(default)]
     pub rest_seconds: u64,
+    /// How many phases came before: one that runs again makes another choice.
+    #[serde(default)]
+    pub turn: u64,
     /// Threads.
     pub threads: usize,
     /// Bytes of a value.

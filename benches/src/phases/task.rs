@@ -33,8 +33,8 @@ impl<'a> Task<'a> {
             session,
             shared,
             records: spec.records_of(),
-            // Each phase and thread reads another choice of records, the same for every engine.
-            random: Random::new(mix(spec.seed) ^ ((spec.phase as u64) << 32) ^ thread as u64),
+            // Each phase, also one that runs again, and each thread reads another choice of records, the same for every engine.
+            random: Random::new(mix(spec.seed) ^ spec.turn << 48 ^ (spec.phase as u64) << 32 ^ thread as u64),
             tally: Tally::new()?,
             last: Instant::now(),
         })

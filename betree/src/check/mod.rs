@@ -9,15 +9,17 @@ pub(crate) mod offline;
 mod segment;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use betree_pager::Inspector;
 use serde::Serialize;
 
 use crate::checkpoint::Catalog;
 use crate::node_codec::NodePointer;
+use crate::remember;
 use crate::shared::Shared;
 use crate::state::State;
+use crate::types::{KeyspaceId, Seqno};
 use crate::view::View;
 use crate::{Error, Result};
 
@@ -139,6 +141,18 @@ impl<'a> Checker<'a> {
         }
     }
 
+    /// Rows that were remembered, where keyspaces have these messages in their trees.
+    fn rows(&mut self, blocks: &[NodePointer], flushed: &HashMap<KeyspaceId, Seqno>) {
+        for &block in blocks {
+            if self.own(block.offset, block.len, block.crc)
+                && let Some(page) = self.read(block, "rows")
+                && let Some(fault) = remember::fault(&page, flushed)
+            {
+                self.problem(format!("{fault}: the rows at offset {}", block.offset));
+            }
+        }
+    }
+
     /// A page that cannot be read or is not what its parent says.
     fn unreadable(&mut self, place: &str, error: Error) {
         let damaged = match &error {
@@ -183,9 +197,9 @@ impl<'a> Checker<'a> {
 /// Checks an open database.
 pub(crate) fn check(shared: &Shared, progress: &mut dyn FnMut(Progress)) -> Result<CheckReport> {
     // The durable checkpoint first: what replaces it while this runs does not free what is held here.
-    let (roots, catalog) = {
+    let (roots, catalog, rows, flushed) = {
         let durable = shared.checkpoint.lock();
-        (durable.roots.clone(), durable.catalog.clone())
+        (durable.roots.clone(), durable.catalog.clone(), durable.rows.clone(), durable.flushed.clone())
     };
     let states = shared.states();
     let views: Vec<_> = states.iter().map(|s| s.view()).collect();
@@ -198,6 +212,8 @@ pub(crate) fn check(shared: &Shared, progress: &mut dyn FnMut(Progress)) -> Resu
         checker.tree_in_memory(&state.name, &view.root);
     }
     roots.iter().for_each(|root| checker.durable_segments(root));
+    let blocks: Vec<_> = rows.iter().map(|place| NodePointer::of(place)).collect();
+    checker.rows(&blocks, &flushed);
     if let Some(extent) = &catalog {
         // Its pointer is in the superblock, which may be a newer one by now: the page speaks for itself.
         checker.own(extent.offset(), extent.len(), 0);
@@ -217,7 +233,7 @@ pub(crate) fn check(shared: &Shared, progress: &mut dyn FnMut(Progress)) -> Resu
     shared.pager.audit(&owned).into_iter().for_each(|what| checker.problem(what));
     let refused = checker.refused.take();
     let report = checker.finish();
-    drop((views, roots, catalog));
+    drop((views, roots, catalog, rows));
     refused.map_or(Ok(report), Err)
 }
 

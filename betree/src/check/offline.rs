@@ -59,6 +59,8 @@ pub(crate) fn check(storage: &dyn Storage, progress: &mut dyn FnMut(Progress)) -
             }
             checker.tree_on_disk(&entry.name, entry.root);
         }
+        let flushed = catalog.entries.iter().map(|entry| (entry.id, entry.flushed)).collect();
+        checker.rows(&catalog.rows, &flushed);
     }
     check_log(&mut checker, storage, inspector.uuid().map(log_salt), log)?;
     Ok(checker.finish())

@@ -141,7 +141,7 @@ impl Checker<'_> {
             let high = node.high_of(i, spot.high);
             let mut above: Vec<_> = node.pending_runs(i).chain(spot.above).cloned().collect();
             above.retain(|run| run.touches(&child.low, high));
-            if let StoredTarget::Leaf { deltas, base } = &child.target {
+            if let StoredTarget::Leaf { deltas, base, .. } = &child.target {
                 self.report.leaves += 1;
                 let name = format!("{name} leaf {:?}", lossy(&child.low));
                 let spot = Spot { level: None, low: &child.low, high, above: &above, ..*spot };

@@ -25,6 +25,7 @@ use betree_storage::primitives::Mutex;
 use bytes::Bytes;
 
 use self::shard::Shard;
+use crate::hash;
 use crate::types::{KeyspaceId, Seqno};
 
 /// The most shards.
@@ -49,6 +50,17 @@ impl<'a> RowKey<'a> {
         let hash = key_hash ^ u64::from(keyspace.0).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         RowKey { keyspace, key, key_hash, hash }
     }
+}
+
+/// A row, as it is remembered.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Row<'a> {
+    pub keyspace: KeyspaceId,
+    pub at: Seqno,
+    /// How often it was read lately, up to 3.
+    pub credit: u8,
+    pub key: &'a [u8],
+    pub value: &'a [u8],
 }
 
 /// See the module's text.
@@ -100,6 +112,22 @@ impl Rows {
     #[inline]
     pub(crate) fn flushed(&self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
         self.shard(key.hash).lock().flushed(key, at, value);
+    }
+
+    /// Takes a row that was remembered, with less credit than it had, if none is there and nothing has to leave for it. Whether it did.
+    pub(crate) fn recall(&self, row: &Row<'_>) -> bool {
+        let key = RowKey::new(row.keyspace, row.key, hash::hash(row.key));
+        self.shard(key.hash).lock().recall(key, row)
+    }
+
+    /// How many parts [`Rows::visit`] has.
+    pub(crate) fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Shows rows of one part, about `most` bytes: those with most credit first, of equal ones the newest.
+    pub(crate) fn visit(&self, shard: usize, most: usize, visit: &mut dyn FnMut(Row<'_>)) {
+        self.shards[shard].lock().visit(most, visit);
     }
 
     /// Whether there is no row.

@@ -15,7 +15,7 @@ use std::collections::VecDeque;
 use betree_storage::prefetch;
 use bytes::Bytes;
 
-use super::{RowKey, RowStats};
+use super::{Row, RowKey, RowStats};
 use crate::hash::hash;
 use crate::types::{KeyspaceId, Seqno};
 
@@ -99,6 +99,10 @@ struct Header {
 }
 
 impl Header {
+    fn new(key: RowKey<'_>, at: Seqno, value: &[u8]) -> Header {
+        Header { at, credit: 0, value_len: value.len(), key_len: key.key.len(), keyspace: key.keyspace }
+    }
+
     fn read(row: &[u8]) -> Header {
         let word = |at: usize| -> u32 {
             let mut word = [0; 4];
@@ -192,8 +196,7 @@ impl Shard {
     }
 
     pub(super) fn insert(&mut self, key: RowKey<'_>, at: Seqno, value: &[u8]) {
-        let header =
-            Header { at, credit: 0, value_len: value.len(), key_len: key.key.len(), keyspace: key.keyspace };
+        let header = Header::new(key, at, value);
         if key.key.len() + value.len() > LARGEST || at.0 >= 1 << 56 {
             return;
         }
@@ -219,8 +222,54 @@ impl Shard {
             *ghost = 0;
             which = Which::Main;
         }
-        if self.reserve_slot() && self.reserve_room(which, header.row_len()) {
-            self.append(which, header, tag, key.key, value);
+        self.add(which, header, key, value);
+    }
+
+    /// Appends a row that is not there. Whether there was room for it.
+    fn add(&mut self, which: Which, header: Header, key: RowKey<'_>, value: &[u8]) -> bool {
+        let room = self.reserve_slot() && self.reserve_room(which, header.row_len());
+        if room {
+            self.append(which, header, tag_of(key.hash), key.key, value);
+        }
+        room
+    }
+
+    pub(super) fn recall(&mut self, key: RowKey<'_>, row: &Row<'_>) -> bool {
+        let small = key.key.len() + row.value.len() <= LARGEST && row.at.0 < 1 << 56;
+        if !small || self.bytes() + ROOM > self.limit || self.find(key).is_some() {
+            return false;
+        }
+        let credit = row.credit.min(MAX_CREDIT).saturating_sub(1);
+        let header = Header { credit, ..Header::new(key, row.at, row.value) };
+        self.add(Which::Main, header, key, row.value)
+    }
+
+    pub(super) fn visit(&self, most: usize, visit: &mut dyn FnMut(Row<'_>)) {
+        let mut found: Vec<(Header, Place)> = Vec::with_capacity(self.rows);
+        for &number in self.main.0.iter().rev().chain(self.probation.0.iter().rev()) {
+            let Some(Some(chunk)) = self.chunks.get(number as usize) else { continue };
+            let mut at = 0;
+            while at < chunk.used {
+                let header = Header::read(&chunk.bytes[at..]);
+                found.push((header, Place::new(number, at)));
+                at += header.row_len();
+            }
+        }
+        found.sort_by_key(|(header, _)| std::cmp::Reverse(header.credit));
+        let mut left = most;
+        for (header, place) in found {
+            let row = self.row(place);
+            let (start, middle, end) = header.parts();
+            let (key, value) = (&row[start..middle], &row[middle..end]);
+            let tag = tag_of(RowKey::new(header.keyspace, key, hash(key)).hash);
+            // Others were there twice, or are gone.
+            if self.find_by(tag, |found| found == place).is_some() {
+                if header.row_len() > left {
+                    return;
+                }
+                left -= header.row_len();
+                visit(Row { keyspace: header.keyspace, at: header.at, credit: header.credit, key, value });
+            }
         }
     }
 

@@ -187,3 +187,40 @@ fn rows_of_keys_that_a_flush_writes_are_brought_up_to_date() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn what_was_read_again_is_shown_first_and_what_is_recalled_makes_none_leave() {
+    let rows = Rows::new(1 << 20);
+    rows.set_limit(1 << 20);
+    let keys: Vec<_> = (0..5000u64).map(u64::to_le_bytes).collect();
+    for (at, key) in (0..).zip(&keys) {
+        rows.insert(row(1, key), Seqno(at), &[1; 100]);
+    }
+    for key in &keys[1000..1500] {
+        assert!(rows.get(row(1, key)).is_some());
+    }
+    let shown = |most: usize| {
+        let mut shown = Vec::new();
+        rows.visit(0, most, &mut |row| shown.push(row.at.0));
+        shown
+    };
+    let all = shown(usize::MAX);
+    assert_eq!(all.len(), 5000);
+    assert!(all[..500].iter().all(|at| (1000..1500).contains(at)), "those that were read");
+    let some = shown(600 * 120);
+    assert_eq!((some.len(), &some[..]), (600, &all[..600]));
+    assert!(some[500..].iter().all(|&at| at >= 4000), "the newest of the others: {some:?}");
+
+    let recall = |n: u64, at: u64| {
+        let (keyspace, at, key) = (KeyspaceId(1), Seqno(at), &n.to_le_bytes());
+        rows.recall(&Row { keyspace, at, credit: 2, key, value: &[2; 100] })
+    };
+    assert!(!recall(7, 9999), "it is there");
+    let taken = (5000..100_000u64).filter(|&n| recall(n, 1)).count();
+    check(&rows);
+    assert!((1000..5000).contains(&taken), "{taken}");
+    assert_eq!(rows.stats().rows, 5000 + taken);
+    assert!(keys.iter().all(|key| rows.get(row(1, key)).is_some()));
+    let (keyspace, at) = (KeyspaceId(1), Seqno(1));
+    assert!(!rows.recall(&Row { keyspace, at, credit: 2, key: b"large", value: &[0; 5000] }));
+}

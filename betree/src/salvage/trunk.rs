@@ -137,7 +137,7 @@ impl Walk<'_> {
                 StoredTarget::Node(below) => {
                     self.node(*below, Some(node.level - 1), range, part, &layers, older)?;
                 }
-                StoredTarget::Leaf { deltas, base } => {
+                StoredTarget::Leaf { deltas, base, .. } => {
                     let runs = deltas.iter().rev().chain(base);
                     layers.extend(runs.map(|run| Layer::Run(run.clone(), self.trust)));
                     (self.visit)(self.losses, part.low, part.high, &layers)?;

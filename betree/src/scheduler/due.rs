@@ -231,6 +231,9 @@ impl Shared {
             if std::mem::take(&mut inner.warming_wanted) {
                 return Some((Claim::Warm, Task::Warm));
             }
+            if std::mem::take(&mut inner.recall_wanted) && !inner.claims.contains(&Claim::Recall) {
+                return Some((Claim::Recall, Task::Recall));
+            }
             return self.pick_to_settle(inner);
         }
         if !inner.claims.is_empty() {

@@ -20,12 +20,13 @@ use betree_pager::{Keep, Pager, PagerIo};
 use betree_storage::primitives::{Condvar, Mutex, give_way, thread};
 
 use self::request::Requests;
-use crate::flush::{self, Install, Site, TaskIo};
+use crate::flush::{self, Install, Site};
 use crate::node::{LeafId, Pivot};
 use crate::room::Forecast;
 use crate::shared::Shared;
 use crate::state::State;
 use crate::stats::Counters;
+use crate::task_io::TaskIo;
 use crate::types::KeyspaceId;
 use crate::view::Head;
 use crate::{Error, Result};
@@ -44,6 +45,7 @@ enum Claim {
     Checkpoint,
     GiveBack,
     Warm,
+    Recall,
 }
 
 enum Task {
@@ -53,6 +55,7 @@ enum Task {
     Checkpoint,
     GiveBack,
     Warm,
+    Recall,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +64,8 @@ struct Inner {
     checkpoint_wanted: bool,
     /// Page indexes and filters should be read ahead (`pins`).
     warming_wanted: bool,
+    /// Remembered rows should be read (`remember`).
+    recall_wanted: bool,
     requests: Requests,
     /// Picked since something was last picked, or looked for, that was merely due.
     urgent_in_a_row: u32,
@@ -181,6 +186,16 @@ impl Scheduler {
         self.wake.notify_one();
     }
 
+    /// Remembered rows should be read.
+    pub(crate) fn want_recall(&self) {
+        {
+            let mut inner = self.inner.lock();
+            inner.recall_wanted = true;
+            inner.signals += 1;
+        }
+        self.wake.notify_one();
+    }
+
     /// What somebody waits for in [`Shared::work_until`] may have come true without a task.
     pub(crate) fn changed(&self) {
         self.inner.lock().ended += 1;
@@ -189,11 +204,15 @@ impl Scheduler {
 }
 
 impl Shared {
-    /// Has page indexes and filters read ahead, if reads have waited for them.
+    /// Has page indexes and filters read ahead, if reads have waited for them, and remembered rows.
     #[inline]
     pub(crate) fn warm_if_asked(&self) {
         if self.pins.takes_warming() {
-            self.scheduler.inner.lock().warming_wanted = true;
+            {
+                let mut inner = self.scheduler.inner.lock();
+                inner.warming_wanted = true;
+                inner.recall_wanted = self.recall.bytes() > 0;
+            }
             self.scheduler.wake();
         }
     }
@@ -212,7 +231,7 @@ impl Shared {
             }
             Task::Checkpoint => {
                 begun();
-                self.take_checkpoint(io)?;
+                self.take_checkpoint(io, false)?;
             }
             Task::GiveBack => {
                 begun();
@@ -222,6 +241,12 @@ impl Shared {
                 begun();
                 let roots: Vec<_> = self.states().iter().map(|state| state.peek().root.clone()).collect();
                 self.pins.warm(&self.pager, &roots, || self.scheduler.pauses());
+            }
+            Task::Recall => {
+                begun();
+                // That there are reads may not have been seen yet.
+                self.share_memory();
+                self.recall_rows(io, || self.scheduler.pauses());
             }
         }
         Ok(None)
@@ -303,7 +328,7 @@ impl Shared {
                     inner.error = None;
                     match task {
                         Task::Checkpoint => inner.failed.clear(),
-                        Task::GiveBack | Task::Warm => {}
+                        Task::GiveBack | Task::Warm | Task::Recall => {}
                         _ => inner.changed += 1,
                     }
                 }
@@ -543,11 +568,11 @@ impl Shared {
         })
     }
 
-    /// Takes a checkpoint now, in this thread.
-    pub(crate) fn checkpoint_now(&self) -> Result<()> {
+    /// Takes a checkpoint now, in this thread; the last one before the database is closed, or not.
+    pub(crate) fn checkpoint_now(&self, last: bool) -> Result<()> {
         self.poison.check()?;
         let mut io = TaskIo::new(&self.pager)?;
-        self.take_checkpoint(&mut io).inspect_err(|error| {
+        self.take_checkpoint(&mut io, last).inspect_err(|error| {
             if !matches!(error, Error::NoSpace { .. }) {
                 self.poison.set(error);
             }

@@ -149,7 +149,7 @@ fn databases_of_every_format_version_that_can_be_read_hold_what_they_held() {
         }
     }
     seen.sort();
-    assert_eq!(seen, ["v3/closed", "v3/killed", "v3/lost-power"]);
+    assert_eq!(seen, ["v4/closed", "v4/killed", "v4/lost-power"]);
 }
 
 /// Every kind of message, in trees of some levels and in the log; large and small values, and such of one length; several keyspaces, and one that was dropped.

@@ -347,7 +347,7 @@ impl Victim {
                 all.push(step);
             }
             if ours.starts_with(b"betree") {
-                for version in [0u16, 2, 4, u16::MAX] {
+                for version in [0u16, 3, 5, u16::MAX] {
                     let mut later = ours.clone();
                     later[6..8].copy_from_slice(&version.to_le_bytes());
                     seal_slot(&mut later, i);

@@ -10,6 +10,7 @@ mod node;
 mod ops;
 mod page;
 mod resp;
+mod rows;
 mod superblock;
 
 pub use batch::batch;
@@ -19,13 +20,14 @@ pub use node::node;
 pub use ops::ops;
 pub use page::page;
 pub use resp::resp;
+pub use rows::rows;
 pub use superblock::superblock;
 
 /// A target's body.
 pub type Target = fn(&[u8]);
 
 /// All targets by name; a name is also that of the wrapper and of the folder of the corpus.
-pub const ALL: [(&str, Target); 8] = [
+pub const ALL: [(&str, Target); 9] = [
     ("batch", batch),
     ("log", log),
     ("meta", meta),
@@ -33,6 +35,7 @@ pub const ALL: [(&str, Target); 8] = [
     ("ops", ops),
     ("page", page),
     ("resp", resp),
+    ("rows", rows),
     ("superblock", superblock),
 ];
 

@@ -26,7 +26,7 @@ fn page(body: &[u8]) -> Vec<u8> {
 fn below(low: &[u8]) -> Vec<u8> {
     let mut body = vec![1, 0, 0, 1, low.len() as u8];
     body.extend_from_slice(low);
-    body.extend_from_slice(&[0, 0, 0, 0, 0]);
+    body.extend_from_slice(&[0, 0, 0, 0, 0, 0]);
     page(&body)
 }
 
