@@ -103,7 +103,7 @@ pub struct Stats {
     pub moved_bytes: u64,
     /// Checkpoints made durable.
     pub checkpoint_count: u64,
-    /// Bytes of nodes and catalogs that they wrote.
+    /// Bytes of nodes, catalogs and remembered rows that they wrote.
     pub checkpoint_bytes: u64,
     /// Length of the data file.
     pub data_file_bytes: u64,

@@ -194,7 +194,8 @@ impl Shared {
         last: bool,
         io: &mut TaskIo,
     ) -> Result<Remembered> {
-        if !self.options.remember_rows {
+        // On a full device there is better use for the space.
+        if !self.options.remember_rows || self.scheduler.squeezing() {
             return Ok(Remembered::default());
         }
         let live = self.pager.allocated_bytes();

@@ -220,7 +220,7 @@ fn a_damaged_block_is_reported_and_hides_nothing() -> Result<()> {
 }
 
 #[test]
-fn rows_go_with_the_option_with_their_keyspace_and_with_the_data() -> Result<()> {
+fn rows_go_with_the_option_with_their_keyspace_with_the_data_and_on_a_full_device() -> Result<()> {
     let disk = closed()?;
     let db = builder().remember_rows(false).open_on(disk.crashed_copy(1).as_storage())?;
     db.checkpoint()?;
@@ -234,6 +234,12 @@ fn rows_go_with_the_option_with_their_keyspace_and_with_the_data() -> Result<()>
     assert!(db.drop_keyspace("records")?);
     assert!(blocks(&db).is_empty());
     drop(db);
+
+    let (db, _keyspace) = open(&disk.crashed_copy(4))?;
+    db.shared().scheduler.squeeze();
+    db.shared().checkpoint_now(false)?;
+    assert!(blocks(&db).is_empty());
+    drop((db, _keyspace));
 
     let (db, keyspace) = open(&disk.crashed_copy(3))?;
     keyspace.remove_range("", [0xff; 9])?;
