@@ -26,7 +26,6 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use betree_pager::{BLOCK, Extent, Keep, PageKind, Pager};
-use betree_storage::AlignedBuf;
 use betree_wal::Lsn;
 
 use crate::message::{get_varint, put_varint};
@@ -197,7 +196,9 @@ impl PageWriter<'_> {
     fn write_to(&mut self, extent: Extent, mut bytes: Vec<u8>) -> NodePlace {
         let extent = Arc::new(extent);
         let crc = self.shared.pager.seal(&mut bytes, extent.offset());
-        self.io.write_whole(&extent, AlignedBuf::copy_of(&bytes));
+        let mut buf = self.io.write.buffer(bytes.len());
+        buf.copy_from_slice(&bytes);
+        self.io.write_whole(&extent, buf);
         Counters::add(&self.shared.counters.checkpoint_bytes, bytes.len() as u64);
         NodePlace { len: bytes.len() as u32, extent, crc }
     }

@@ -177,6 +177,7 @@ fn configurations(text: &mut String, c: &Comparison) {
         let package = match run.engine {
             EngineName::Lmdb => "heed",
             EngineName::Sqlite => "rusqlite",
+            EngineName::BetreeCold => EngineName::Betree.as_str(),
             engine => engine.as_str(),
         };
         let version = package_version(package).unwrap_or("?");

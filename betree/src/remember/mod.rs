@@ -264,16 +264,13 @@ impl Shared {
 
     /// Whether there may be room for more.
     fn recall_block(&self, page: &AlignedBuf) -> bool {
-        let Some(rows) = decode(page) else { return false };
+        let Some(mut rows) = decode(page) else { return false };
         let states = self.keyspaces.read();
         let known: HashMap<KeyspaceId, Seqno> =
             states.by_id.iter().map(|(&id, state)| (id, state.peek().flushed)).collect();
         drop(states);
-        let mut taken = 0;
-        let fit = |row: &&Row<'_>| known.get(&row.keyspace).is_some_and(|&flushed| row.at <= flushed);
-        for row in rows.iter().filter(fit) {
-            taken += u64::from(self.rows.recall(row));
-        }
+        rows.retain(|row| known.get(&row.keyspace).is_some_and(|&flushed| row.at <= flushed));
+        let taken = self.rows.recall(&rows);
         self.recall.rows.fetch_add(taken, Relaxed);
         taken > 0 || rows.is_empty()
     }

@@ -114,10 +114,13 @@ impl Rows {
         self.shard(key.hash).lock().flushed(key, at, value);
     }
 
-    /// Takes a row that was remembered, with less credit than it had, if none is there and nothing has to leave for it. Whether it did.
-    pub(crate) fn recall(&self, row: &Row<'_>) -> bool {
-        let key = RowKey::new(row.keyspace, row.key, hash::hash(row.key));
-        self.shard(key.hash).lock().recall(key, row)
+    /// Takes rows that were remembered, with less credit than they had: those that are not there and for which nothing has to leave. How many. They are
+    /// best in the order in which [`Rows::visit`] shows them.
+    pub(crate) fn recall(&self, rows: &[Row<'_>]) -> u64 {
+        let named = |row: &Row<'_>| RowKey::new(row.keyspace, row.key, hash::hash(row.key)).hash;
+        let part = |row: &Row<'_>| named(row) as usize & (self.shards.len() - 1);
+        let parts = rows.chunk_by(|one, other| part(one) == part(other));
+        parts.map(|rows| self.shards[part(&rows[0])].lock().recall(rows)).sum()
     }
 
     /// How many parts [`Rows::visit`] has.

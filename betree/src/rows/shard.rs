@@ -234,7 +234,19 @@ impl Shard {
         room
     }
 
-    pub(super) fn recall(&mut self, key: RowKey<'_>, row: &Row<'_>) -> bool {
+    /// See [`super::Rows::recall`].
+    pub(super) fn recall(&mut self, rows: &[Row<'_>]) -> u64 {
+        // What is worth it at once, where there is room, instead of step by step.
+        let slots = (self.rows + rows.len()) * 8 / 7 + 1;
+        let more = slots.saturating_sub(self.slots.len());
+        if more > self.slots.len() / 4 && self.bytes() + more * SLOT_BYTES + ROOM <= self.limit {
+            self.resize(slots);
+        }
+        rows.iter().map(|row| u64::from(self.recall_one(row))).sum()
+    }
+
+    fn recall_one(&mut self, row: &Row<'_>) -> bool {
+        let key = RowKey::new(row.keyspace, row.key, hash(row.key));
         let small = key.key.len() + row.value.len() <= LARGEST && row.at.0 < 1 << 56;
         if !small || self.bytes() + ROOM > self.limit || self.find(key).is_some() {
             return false;

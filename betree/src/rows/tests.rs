@@ -213,7 +213,7 @@ fn what_was_read_again_is_shown_first_and_what_is_recalled_makes_none_leave() {
 
     let recall = |n: u64, at: u64| {
         let (keyspace, at, key) = (KeyspaceId(1), Seqno(at), &n.to_le_bytes());
-        rows.recall(&Row { keyspace, at, credit: 2, key, value: &[2; 100] })
+        rows.recall(&[Row { keyspace, at, credit: 2, key, value: &[2; 100] }]) == 1
     };
     assert!(!recall(7, 9999), "it is there");
     let taken = (5000..100_000u64).filter(|&n| recall(n, 1)).count();
@@ -222,5 +222,5 @@ fn what_was_read_again_is_shown_first_and_what_is_recalled_makes_none_leave() {
     assert_eq!(rows.stats().rows, 5000 + taken);
     assert!(keys.iter().all(|key| rows.get(row(1, key)).is_some()));
     let (keyspace, at) = (KeyspaceId(1), Seqno(1));
-    assert!(!rows.recall(&Row { keyspace, at, credit: 2, key: b"large", value: &[0; 5000] }));
+    assert_eq!(rows.recall(&[Row { keyspace, at, credit: 2, key: b"large", value: &[0; 5000] }]), 0);
 }
