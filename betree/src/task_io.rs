@@ -29,10 +29,11 @@ impl TaskIo {
     pub(crate) fn read_whole(&mut self, extent: &Arc<Extent>) -> Result<AlignedBuf> {
         let mut done = Vec::new();
         self.read.submit_read(extent, 0, extent.len() as usize, 0);
-        self.read.wait(1, &mut done);
-        match done.pop() {
-            Some(IoCompletion { buf, result, .. }) => Ok(result.map(|()| buf)?),
-            None => unreachable!("who waits for one of one request gets it"),
+        loop {
+            self.read.wait(1, &mut done);
+            if let Some(IoCompletion { buf, result, .. }) = done.pop() {
+                return Ok(result.map(|()| buf)?);
+            }
         }
     }
 
