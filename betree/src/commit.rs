@@ -22,7 +22,7 @@ use crate::shared::{Commit, Shared};
 use crate::state::State;
 use crate::stats::Counters;
 use crate::types::Seqno;
-use crate::view::Head;
+use crate::view::{Frozen, Head};
 use crate::{Error, Result, WriteBatch};
 
 /// Longest wait for room before a writer looks again whether it will ever come.
@@ -43,7 +43,7 @@ impl Shared {
             let mut commit = self.turns.lock(&self.commit, &self.visible);
             // No other view can come while the lock is held that makes another memtable the active one.
             let mut view = state.peek();
-            if view.heads[0].table.bytes() >= self.memory.memtable_limit() || state.is_dropped() {
+            if view.heads[0].wants_look(self.memory.memtable_limit()) || state.is_dropped() {
                 drop((view, commit));
                 commit = self.lock_with_room(&[state])?;
                 view = state.peek();
@@ -151,15 +151,14 @@ impl Shared {
             let mut full = false;
             for state in states {
                 let view = state.peek();
-                if view.heads[0].table.bytes() >= self.memory.memtable_limit() {
-                    if view.heads.len() > Shared::MAX_FROZEN {
-                        full = true;
-                    } else {
-                        drop(view);
-                        state.freeze();
-                        self.storage.reached("memtable-frozen");
-                        self.scheduler.wake();
-                    }
+                let due = view.due(self.memory.memtable_limit());
+                if due == Some(Frozen::Flush) && view.heads.len() > Shared::MAX_FROZEN {
+                    full = true;
+                } else if let Some(frozen) = due {
+                    drop(view);
+                    state.freeze_for(frozen);
+                    self.storage.reached("memtable-frozen");
+                    self.scheduler.wake();
                 }
             }
             if !full {
@@ -246,11 +245,13 @@ impl Shared {
         error
     }
 
-    /// Freezes the active memtable if it holds anything. REQUIRES: the commit lock is held (the guard is the proof).
+    /// Freezes the active memtable if it holds anything, and has all frozen ones flushed. REQUIRES: the commit lock is held (the guard is the proof).
     pub(crate) fn freeze(&self, _commit: &mut Commit, state: &Arc<State>) {
         if !state.peek().heads[0].table.is_empty() {
             state.freeze();
             self.storage.reached("memtable-frozen");
+            self.scheduler.wake();
+        } else if state.flush_frozen() {
             self.scheduler.wake();
         }
     }

@@ -556,7 +556,10 @@ mod tests {
         let before = db.stats();
         for i in 0..20_000u64 {
             keyspace.insert((1000 + i * 7 % 20).to_be_bytes(), [i as u8; 100])?;
-            while i % 50 == 0 && db.run_background()? {}
+            if i % 50 == 0 {
+                keyspace.state.freeze();
+                while db.run_background()? {}
+            }
         }
         let after = db.stats();
         let flushes = (after.memtable_flush_bytes - before.memtable_flush_bytes) / (4 << 10);

@@ -23,6 +23,7 @@ mod iter;
 mod keyspace;
 mod memory;
 mod memtable;
+mod memtable_compaction;
 mod merge;
 mod message;
 #[cfg(all(test, feature = "shuttle"))]

@@ -59,6 +59,8 @@ pub(crate) struct Memory {
     written_at: AtomicU64,
     /// Size at which a memtable is frozen now.
     memtable_limit: AtomicUsize,
+    /// What the memtable will have that is being made of others.
+    compacting: AtomicUsize,
     /// Rows get memory although all pages fit.
     #[cfg(feature = "fuzzing")]
     pub rows_anyway: std::sync::atomic::AtomicBool,
@@ -132,6 +134,11 @@ impl Memory {
         self.memtable_limit.load(Relaxed)
     }
 
+    /// A memtable of about so many bytes is being made of others.
+    pub(crate) fn set_compacting(&self, bytes: usize) {
+        self.compacting.store(bytes, Relaxed);
+    }
+
     /// Whether nothing has been written for a while.
     pub(crate) fn at_rest(&self, now: Duration) -> bool {
         now.saturating_sub(Duration::from_nanos(self.written_at.load(Relaxed))) > IDLE
@@ -163,8 +170,8 @@ impl Shared {
             if messages != seen.messages {
                 seen.messages = messages;
                 self.memory.written_at.store(now.as_nanos() as u64, Relaxed);
-                // Until the next round.
-                need += self.memtable_bytes / 4;
+                // Until the next round. While memtables are compacted the active one has just begun.
+                need += (self.memtable_bytes / 4).max(self.memory.compacting.load(Relaxed));
             } else if self.memory.at_rest(now) {
                 self.arenas.release();
             }

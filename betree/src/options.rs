@@ -57,7 +57,7 @@ pub struct Options {
     /// read than there are processors or background work is under way. Where processors are shared with others or power counts, false. With io_uring only.
     pub busy_wait: bool,
     /// Whether popular rows survive closing. Default true: [`Db::close`] writes rows of the row cache to the data file, those that were read most lately first, if point reads have found
-    /// use for it: at most a quarter of `memory`, a 16th of the data and 256 MiB; when keys are read after opening, they are read in the background. If false, none are written, read
+    /// use for it: at most a third of `memory`, a 16th of the data and 256 MiB; when keys are read after opening, they are read in the background. If false, none are written, read
     /// or kept.
     pub remember_rows: bool,
     /// How the keyspaces are shaped that do not say otherwise.

@@ -22,6 +22,7 @@
 //!
 //! Called by `commit` with the commit lock held, by `flush` when a memtable is in the tree, and by `recovery`.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use betree_pager::Pager;
@@ -85,6 +86,17 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
+    /// Whether any of it is to come from the reserve.
+    pub(crate) fn is_reserved(&self) -> bool {
+        self.reserved.load(Relaxed) > 0
+    }
+
+    /// Bytes that are promised.
+    #[cfg(test)]
+    pub(crate) fn promised(&self) -> u64 {
+        self.promised.load(Relaxed)
+    }
+
     /// So many bytes of the flush are owned now: takes that part of the promise back, as far as it goes. How much it was.
     pub(crate) fn redeem(&self, pager: &Pager, bytes: u64) -> u64 {
         let rest = |promised: u64| Some(promised.saturating_sub(bytes));
@@ -242,6 +254,16 @@ impl Shared {
                 head.charge.reserved.fetch_add(cost, Relaxed);
             }
         }
+    }
+
+    /// `new` stands for `olds` now, whose flush would have cost more than the messages that are left: they cost `cost`.
+    pub(crate) fn pass_charge(&self, olds: &[Arc<Head>], new: &Head, cost: u64) {
+        let promised = olds.iter().map(|head| head.charge.promised.swap(0, Relaxed)).sum::<u64>();
+        let reserved = olds.iter().map(|head| head.charge.reserved.swap(0, Relaxed)).sum();
+        let kept = promised.min(PER_MEMTABLE + cost);
+        new.charge.promised.fetch_add(kept, Relaxed);
+        new.charge.reserved.fetch_add(reserved, Relaxed);
+        self.pager.release_promise(promised - kept);
     }
 
     /// The memtable is in the tree, or gone with its keyspace.

@@ -12,12 +12,13 @@ use betree_storage::primitives::{Mutex, MutexGuard, RwLock, point};
 use crate::hash::hash;
 use crate::iter::ScanHabit;
 use crate::memtable::{ArenaPool, Memtable};
+use crate::message::MessageRef;
 use crate::node::Node;
 use crate::operator::MergeOperator;
 use crate::options::TreeOptions;
 use crate::room::FlushCost;
 use crate::types::{KeyspaceId, Seqno};
-use crate::view::{Head, View};
+use crate::view::{Frozen, Head, View};
 
 const UPDATE_STRIPES: usize = 64;
 
@@ -50,7 +51,7 @@ impl State {
         root: Arc<Node>,
         flushed: Seqno,
     ) -> State {
-        let head = new_head(&arenas, operator.clone());
+        let head = Arc::new(Head::new(Memtable::new(arenas.clone(), operator.clone())));
         State {
             id,
             name: name.to_string(),
@@ -58,7 +59,7 @@ impl State {
             tree,
             arenas,
             flush_cost: FlushCost::new(&tree),
-            view: ArcSwap::from_pointee(View { heads: vec![head], root, flushed }),
+            view: ArcSwap::from_pointee(View { heads: vec![head], frozen: Frozen::Flush, root, flushed }),
             change: Mutex::new(()),
             dropped: AtomicBool::new(false),
             scans: Arc::default(),
@@ -98,14 +99,50 @@ impl State {
         self.dropped.load(Relaxed)
     }
 
-    /// Puts a new active memtable before the others. REQUIRES the commit lock.
+    /// Puts a new active memtable before the others; those that are frozen are to be flushed. REQUIRES the commit lock.
     pub(crate) fn freeze(&self) {
+        self.freeze_for(Frozen::Flush);
+    }
+
+    /// Puts a new active memtable before the others. REQUIRES the commit lock.
+    pub(crate) fn freeze_for(&self, frozen: Frozen) {
         let _change = self.change.lock();
         let view = self.view.load();
         let mut heads = Vec::with_capacity(view.heads.len() + 1);
-        heads.push(new_head(&self.arenas, self.operator()));
+        heads.push(Arc::new(Head::new(Memtable::new(self.arenas.clone(), self.operator()))));
         heads.extend(view.heads.iter().cloned());
-        self.publish(View { heads, root: view.root.clone(), flushed: view.flushed });
+        self.publish(View { heads, frozen, root: view.root.clone(), flushed: view.flushed });
+    }
+
+    /// Has the frozen memtables flushed, whatever was meant to become of them. Whether that is news.
+    pub(crate) fn flush_frozen(&self) -> bool {
+        let _change = self.change.lock();
+        let view = self.view.load();
+        if view.frozen == Frozen::Flush {
+            return false;
+        }
+        let (heads, root) = (view.heads.clone(), view.root.clone());
+        self.publish(View { heads, frozen: Frozen::Flush, root, flushed: view.flushed });
+        true
+    }
+
+    /// Publishes a view with `new` in the place of the oldest memtables, `olds`, which then rests or is flushed.
+    pub(crate) fn install_compacted(&self, olds: &[Arc<Head>], new: Arc<Head>, rests: bool) {
+        let _change = self.change.lock();
+        let view = self.view.load();
+        let mut heads = view.heads.clone();
+        heads.retain(|head| !olds.iter().any(|old| Arc::ptr_eq(old, head)));
+        debug_assert!(heads.len() + olds.len() == view.heads.len(), "the memtables were in the view");
+        heads.push(new);
+        // Somebody may want them flushed by now.
+        let frozen = if rests && view.frozen == Frozen::Compact { Frozen::Rest } else { Frozen::Flush };
+        self.publish(View { heads, frozen, root: view.root.clone(), flushed: view.flushed });
+    }
+
+    /// A memtable of what `olds`, newest first, have and nobody who sees all of them needs a later message for; `kept` is told what that is.
+    pub(crate) fn compacted(&self, olds: &[Arc<Head>], kept: &mut dyn FnMut(MessageRef<'_>)) -> Head {
+        let tables: Vec<&Memtable> = olds.iter().map(|head| &*head.table).collect();
+        Head::new(Memtable::compacted(&tables, self.arenas.clone(), self.operator(), kept))
     }
 
     /// Publishes a new root made from the current one, unless `make` answers `None`. Returns whether it did.
@@ -113,7 +150,8 @@ impl State {
         let _change = self.change.lock();
         let view = self.view.load();
         let Some(root) = make(&view.root) else { return false };
-        self.publish(View { heads: view.heads.clone(), root, flushed: view.flushed });
+        let (heads, frozen) = (view.heads.clone(), view.frozen);
+        self.publish(View { heads, frozen, root, flushed: view.flushed });
         true
     }
 
@@ -123,7 +161,8 @@ impl State {
         let view = self.view.load();
         let heads: Vec<_> = view.heads.iter().filter(|h| !Arc::ptr_eq(h, head)).cloned().collect();
         debug_assert!(heads.len() + 1 == view.heads.len(), "the memtable was in the view");
-        self.publish(View { heads, root: make(&view.root), flushed: view.flushed.max(last) });
+        let (root, flushed) = (make(&view.root), view.flushed.max(last));
+        self.publish(View { heads, frozen: view.frozen, root, flushed });
     }
 
     /// REQUIRES the change lock: what is published was made from the view that it replaces.
@@ -131,13 +170,4 @@ impl State {
         point();
         self.view.store(Arc::new(view));
     }
-}
-
-fn new_head(arenas: &Arc<ArenaPool>, operator: Option<Arc<dyn MergeOperator>>) -> Arc<Head> {
-    Arc::new(Head {
-        table: Arc::new(Memtable::new(arenas.clone(), operator)),
-        first_lsn: Default::default(),
-        unlogged: AtomicBool::new(false),
-        charge: Default::default(),
-    })
 }

@@ -16,6 +16,8 @@ pub(crate) struct Counters {
     pub user_bytes: Counter,
     pub messages: Counter,
     pub gets: Counter,
+    pub memtable_compactions: Counter,
+    pub overtaken_bytes: Counter,
     pub memtable_flush_bytes: Counter,
     pub flush_read: Counter,
     pub flush_written: Counter,
@@ -89,6 +91,10 @@ pub struct Stats {
     pub messages_written: u64,
     /// Point reads.
     pub gets: u64,
+    /// In-memory compactions of memtables.
+    pub memtable_compactions: u64,
+    /// Bytes that they took from memtables: messages that later ones of the same keys hid, which no flush had to write.
+    pub memtable_overtaken_bytes: u64,
     /// Bytes of runs made of memtables.
     pub memtable_flush_bytes: u64,
     /// Bytes that flushes (to inner nodes and to leaves as deltas) read.
@@ -173,6 +179,8 @@ impl Shared {
             user_bytes_written: get(&c.user_bytes),
             messages_written: get(&c.messages),
             gets: get(&c.gets),
+            memtable_compactions: get(&c.memtable_compactions),
+            memtable_overtaken_bytes: get(&c.overtaken_bytes),
             memtable_flush_bytes: get(&c.memtable_flush_bytes),
             flush_bytes_read: get(&c.flush_read),
             flush_bytes_written: get(&c.flush_written),

@@ -76,6 +76,15 @@ impl<'a> Entry<'a> {
         self.large.map_or_else(|| Bytes::copy_from_slice(self.stored), Bytes::clone)
     }
 
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes_in_chunk() + self.large.map_or(0, Bytes::len)
+    }
+
+    fn bytes_in_chunk(&self) -> usize {
+        (HEADER + self.key.len() + self.stored.len()).next_multiple_of(1 << UNIT_SHIFT)
+    }
+
     pub(super) fn message(&self) -> MessageRef<'a> {
         MessageRef { kind: self.kind, key: self.key, value: self.value() }
     }
@@ -216,8 +225,7 @@ impl Arena {
     #[cfg(all(test, feature = "shuttle"))]
     pub(super) fn first_of<'a>(&'a self, bytes: &'a [u8]) -> Option<(Entry<'a>, usize)> {
         let entry = self.parse(bytes)?;
-        let len = (HEADER + entry.key.len() + entry.stored.len()).next_multiple_of(1 << UNIT_SHIFT);
-        Some((entry, len))
+        Some((entry, entry.bytes_in_chunk()))
     }
 
     /// Asks for the entry's first lines ahead of their use.
@@ -236,8 +244,20 @@ impl ArenaWriter {
         if message.value.len() < LARGE {
             return self.append(seqno, message, message.value, 0);
         }
-        let number = self.arena.large.push(Bytes::copy_from_slice(message.value));
-        self.total += message.value.len();
+        self.push_large(seqno, message, Bytes::copy_from_slice(message.value))
+    }
+
+    /// Appends an entry of another arena; a large value is shared.
+    pub(super) fn push_entry(&mut self, entry: &Entry<'_>) -> Loc {
+        match entry.large {
+            Some(value) => self.push_large(entry.seqno, entry.message(), value.clone()),
+            None => self.append(entry.seqno, entry.message(), entry.stored, 0),
+        }
+    }
+
+    fn push_large(&mut self, seqno: Seqno, message: MessageRef<'_>, value: Bytes) -> Loc {
+        self.total += value.len();
+        let number = self.arena.large.push(value);
         self.append(seqno, message, &number.to_le_bytes(), 1)
     }
 

@@ -45,7 +45,7 @@ pub(crate) struct MemCursor {
 }
 
 /// The way through the places of the tree. Its methods are given the table, so that entries can be borrowed meanwhile.
-struct Walk {
+pub(super) struct Walk {
     at: Seqno,
     /// Places still to be looked at, the next one last.
     batch: Vec<Loc>,
@@ -107,6 +107,18 @@ impl MemCursor {
 }
 
 impl Walk {
+    /// Through all messages, by key and from the newest of each.
+    pub(super) fn all(table: &Memtable) -> Walk {
+        let mut walk = Walk { at: Seqno(u64::MAX), batch: Vec::new(), taken: None, range_deletes: false };
+        walk.fill_after(table, b"", walk.at);
+        walk
+    }
+
+    /// The next one's place.
+    pub(super) fn next(&mut self, table: &Memtable) -> Option<Loc> {
+        self.take_after(table, None)
+    }
+
     /// `done`: the key that was shown last; its older messages are passed over.
     #[inline]
     fn step_forward<'a>(&mut self, table: &'a Memtable, mut done: Option<&'a [u8]>) -> Current {

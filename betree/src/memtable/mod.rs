@@ -2,7 +2,7 @@
 //!
 //! Messages lie in an arena in the order of arrival ([`arena`], large values in [`large`]); a B+ tree of 12-byte slots
 //! ([`tree`], [`slots`]) gives their order by key; the arena's memory is used again ([`pool`]); range deletes are kept apart ([`range_deletes`]). [`cursor`] shows the
-//! table as of a Seqno with one entry per key, which is how a run sees its own content too.
+//! table as of a Seqno with one entry per key, which is how a run sees its own content too. [`compact`] makes a table without what is overtaken of frozen ones.
 //!
 //! REQUIRES one writer at a time (the commit lock) and Seqnos that ascend over all calls of `apply`. Readers, any number,
 //! ask for a Seqno whose batch has been applied whole. Locks: `state` guards tree and range deletes, is taken for
@@ -10,6 +10,7 @@
 //! which stays right until it adds it; values are copied outside it, as arena entries never move. No other locks are taken while it is held.
 
 mod arena;
+mod compact;
 mod cursor;
 mod large;
 #[cfg(all(test, feature = "shuttle"))]
@@ -65,6 +66,8 @@ pub(crate) struct Memtable {
     state: RwLock<State>,
     bytes: AtomicUsize,
     len: AtomicUsize,
+    /// Bytes of messages that a later Put or Delete of the same key hides, about.
+    overtaken: AtomicUsize,
     /// First and last Seqno applied; `first` is 0 before any.
     first: AtomicU64,
     last: AtomicU64,
@@ -83,6 +86,7 @@ impl Memtable {
             bytes: AtomicUsize::new(state.bytes()),
             state: RwLock::new(state),
             len: AtomicUsize::new(0),
+            overtaken: AtomicUsize::new(0),
             first: AtomicU64::new(0),
             last: AtomicU64::new(0),
             greatest: AtomicU64::new(0),
@@ -138,7 +142,13 @@ impl Memtable {
                 );
                 let loc = state.writer.push(seqno, message);
                 let way = way.unwrap_or_else(|| state.tree.way(&self.arena, message.key, seqno));
-                state.tree.insert(&self.arena, loc, message.key, seqno, &way);
+                let older = state.tree.insert(&self.arena, loc, message.key, seqno, &way);
+                if let Some(older) = older
+                    && message.kind != Kind::Merge
+                {
+                    let bytes = self.arena.entry(older).bytes();
+                    self.overtaken.store(self.overtaken.load(Ordering::Relaxed) + bytes, Ordering::Relaxed);
+                }
                 if matches!(way, Way::End) {
                     self.greatest.store(head_of(message.key), Ordering::Relaxed);
                 }
@@ -159,6 +169,11 @@ impl Memtable {
     /// Messages applied.
     pub(crate) fn len(&self) -> usize {
         self.len.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of messages that a later Put or Delete of the same key hides; some that do are not noticed.
+    pub(crate) fn overtaken(&self) -> usize {
+        self.overtaken.load(Ordering::Relaxed)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -107,6 +107,14 @@ impl<const N: usize> Slots<N> {
         let ties = heads[from..].partition_point(|h| *h == head);
         from + self.locs[from..from + ties].partition_point(is_before)
     }
+
+    /// The entry of slot `at` if it is one of `key`.
+    #[inline]
+    pub(super) fn of_key(&self, arena: &Arena, at: usize, key: &[u8]) -> Option<Loc> {
+        let loc = *self.locs().get(at)?;
+        (self.heads[at] == head(key, usize::from(self.skip)) && arena.key(loc) == key).then_some(loc)
+    }
+
     /// REQUIRES not full, and `at` the lower bound of the entry at `loc`.
     pub(super) fn insert(&mut self, arena: &Arena, at: usize, key: &[u8], loc: Loc) {
         if self.skip > 0 {

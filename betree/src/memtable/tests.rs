@@ -212,6 +212,58 @@ fn check_reads(table: &Arc<Memtable>, model: &Model, at: u64, mut random_key: im
 }
 
 #[test]
+fn a_compacted_table_answers_like_all_that_it_was_made_of() {
+    for seed in 1..=60u64 {
+        println!("seed {seed}");
+        let mut rng = Rng::new(seed);
+        let shape = rng.below(6);
+        let space = [5, 60, 1_000][rng.below(3) as usize];
+        let (merges, deletes) = (rng.below(60), rng.below(30));
+        let pool = Arc::new(ArenaPool::new(1 << 16));
+        let operator: Option<Arc<dyn MergeOperator>> = Some(Arc::new(Append));
+        let mut model = Model::default();
+        let mut rest: Option<Memtable> = None;
+        let mut seqno = 0;
+        for _ in 0..1 + rng.below(4) {
+            let newer = Memtable::new(pool.clone(), operator.clone());
+            for _ in 0..rng.below(2_000) {
+                seqno += 1;
+                let key = random_key(&mut rng, shape, space);
+                let (kind, value) = match rng.below(100) {
+                    p if p < deletes => (Kind::Delete, Vec::new()),
+                    p if p < deletes + merges => (Kind::Merge, vec![seqno as u8; rng.below(3) as usize]),
+                    _ if rng.below(500) == 0 => (Kind::Put, vec![seqno as u8; 20_000]),
+                    _ => (Kind::Put, seqno.to_string().into_bytes()),
+                };
+                newer.apply_one(Seqno(seqno), MessageRef { kind, key: &key, value: &value });
+                model.messages.insert((key, Reverse(seqno)), (kind, value));
+            }
+            let before = rest.as_ref().map_or(0, Memtable::bytes) + newer.bytes();
+            let tables: Vec<&Memtable> = [&newer].into_iter().chain(&rest).collect();
+            let mut kept = 0;
+            let new = Memtable::compacted(&tables, pool.clone(), operator.clone(), &mut |_| kept += 1);
+            assert!(new.len() == kept && new.bytes() <= before);
+            assert!(new.seqnos().is_none_or(|seqnos| seqnos == (Seqno(1), Seqno(seqno))));
+            rest = Some(new);
+        }
+        let table = Arc::new(rest.unwrap());
+        // What nobody can see is gone: the messages of a key end with its newest Put or Delete.
+        let mut ended: Option<&[u8]> = None;
+        let mut needed = 0;
+        for ((key, _), (kind, _)) in &model.messages {
+            if ended != Some(key) {
+                needed += 1;
+                ended = (*kind != Kind::Merge).then_some(key);
+            }
+        }
+        assert_eq!(table.state.read().tree.check(&table.arena), needed);
+        for at in [seqno, u64::MAX] {
+            check_reads(&table, &model, at, || random_key(&mut rng, shape, space));
+        }
+    }
+}
+
+#[test]
 fn ascending_descending_and_repeated_keys_keep_the_tree_in_order() {
     for shape in 0..4u64 {
         let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 20)), Some(Arc::new(Append))));

@@ -116,6 +116,7 @@ struct Insertion<'a> {
     loc: Loc,
     way: &'a Way,
     added_bytes: usize,
+    older: Option<Loc>,
 }
 
 impl Tree {
@@ -173,9 +174,17 @@ impl Tree {
         Way::Through(way)
     }
 
-    /// Adds the entry at `loc`. REQUIRES an entry with another Seqno than those of its key in the tree, and the way to its leaf in the tree as it is.
-    pub(super) fn insert(&mut self, arena: &Arena, loc: Loc, key: &[u8], seqno: Seqno, way: &Way) {
-        let mut insertion = Insertion { arena, key, seqno, loc, way, added_bytes: 0 };
+    /// Adds the entry at `loc`. The entry of its key before it, if that lies in the same leaf. REQUIRES an entry with another Seqno than those of its
+    /// key in the tree, and the way to its leaf in the tree as it is.
+    pub(super) fn insert(
+        &mut self,
+        arena: &Arena,
+        loc: Loc,
+        key: &[u8],
+        seqno: Seqno,
+        way: &Way,
+    ) -> Option<Loc> {
+        let mut insertion = Insertion { arena, key, seqno, loc, way, added_bytes: 0, older: None };
         if let Some(split) = insertion.insert_in_node(&mut self.root, 0, true) {
             let old = std::mem::replace(&mut self.root, split.right);
             let mut inner = Inner::new();
@@ -193,6 +202,7 @@ impl Tree {
             last.clear();
             last.extend_from_slice(key);
         }
+        insertion.older
     }
 }
 
@@ -229,6 +239,7 @@ impl Insertion<'_> {
             Way::End => leaf.len(),
             Way::Through(_) => leaf.lower_bound(self.arena, self.key, self.seqno),
         };
+        self.older = leaf.of_key(self.arena, at, self.key);
         if !leaf.is_full() {
             leaf.insert(self.arena, at, self.key, self.loc);
             return None;

@@ -7,7 +7,7 @@
 //! have to know of them. Only rows as of a Seqno that the checkpoint's trees have are written: what a crash takes back is in none (`rows.in_their_trees`).
 //!
 //! Blocks are read in the background once keys are read, as far as the row cache has room. Cost: a sequential write when closing and a sequential read after
-//! opening, of a 16th of the data or a quarter of the memory budget at most.
+//! opening, of a 16th of the data or a third of the memory budget at most.
 //!
 //! ```text
 //! rows block: header of a node with page type 5 | body | zeros
@@ -45,7 +45,7 @@ const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks whose writes are in flight together.
 const TOGETHER: usize = 4;
 /// Rows take at most this part of the memory budget, and of the data, and so many bytes.
-const MEMORY_PART: u64 = 4;
+const MEMORY_PART: u64 = 3;
 const DATA_PART: u64 = 16;
 const MOST_BYTES: u64 = 256 << 20;
 /// Rows are remembered if at least this part of the point reads found one.

@@ -117,10 +117,16 @@ impl Rows {
     /// Takes rows that were remembered, with less credit than they had: those that are not there and for which nothing has to leave. How many. They are
     /// best in the order in which [`Rows::visit`] shows them.
     pub(crate) fn recall(&self, rows: &[Row<'_>]) -> u64 {
-        let named = |row: &Row<'_>| RowKey::new(row.keyspace, row.key, hash::hash(row.key)).hash;
-        let part = |row: &Row<'_>| named(row) as usize & (self.shards.len() - 1);
-        let parts = rows.chunk_by(|one, other| part(one) == part(other));
-        parts.map(|rows| self.shards[part(&rows[0])].lock().recall(rows)).sum()
+        let name = |row: &Row<'_>| RowKey::new(row.keyspace, row.key, hash::hash(row.key)).hash;
+        let hashes: Vec<u64> = rows.iter().map(name).collect();
+        let part = |hash: u64| hash as usize & (self.shards.len() - 1);
+        let (mut taken, mut from) = (0, 0);
+        for hashes in hashes.chunk_by(|&one, &other| part(one) == part(other)) {
+            let rows = &rows[from..from + hashes.len()];
+            from += hashes.len();
+            taken += self.shards[part(hashes[0])].lock().recall(rows, hashes);
+        }
+        taken
     }
 
     /// How many parts [`Rows::visit`] has.

@@ -6,6 +6,7 @@
 //! ```
 //! A new row is appended to the last chunk of the probation queue, which has a tenth of the memory; one that is remembered to have left it
 //! lately goes to the main queue. When the oldest chunk of a queue has to go, rows that were read since are appended to the main queue, with less credit, the others leave.
+//! Rows from before a restart come the best first, in a queue of their own, which goes from its end, before the main one does.
 //!
 //! Invariant `row.found_once`: every slot of the table that is not vacant names a row in a chunk of exactly one queue, no two name rows of
 //! one key, and memory is within the limit whenever the lock is free.
@@ -36,6 +37,8 @@ const ROOM: usize = 2 * CHUNK;
 /// The probation queue's part of the chunks.
 const PROBATION: usize = 10;
 const MAX_CREDIT: u8 = 3;
+/// Slots that are asked for ahead of their use.
+const AHEAD: usize = 12;
 /// Slots of the smallest table.
 const FEWEST_SLOTS: usize = 256;
 /// Bytes of a slot, with its share of the ghosts.
@@ -86,6 +89,7 @@ struct Queue(VecDeque<u32>);
 enum Which {
     Probation,
     Main,
+    Recalled,
 }
 
 /// A row's header.
@@ -168,6 +172,8 @@ pub(super) struct Shard {
     vacant: Vec<u32>,
     probation: Queue,
     main: Queue,
+    /// The best ones first.
+    recalled: Queue,
     /// The memory of the chunk evicted last, for the next one.
     spare: Option<Box<[u8]>>,
     hits: u64,
@@ -234,31 +240,42 @@ impl Shard {
         room
     }
 
-    /// See [`super::Rows::recall`].
-    pub(super) fn recall(&mut self, rows: &[Row<'_>]) -> u64 {
+    /// See [`super::Rows::recall`]. `hashes` are those of the rows' names.
+    pub(super) fn recall(&mut self, rows: &[Row<'_>], hashes: &[u64]) -> u64 {
         // What is worth it at once, where there is room, instead of step by step.
         let slots = (self.rows + rows.len()) * 8 / 7 + 1;
         let more = slots.saturating_sub(self.slots.len());
         if more > self.slots.len() / 4 && self.bytes() + more * SLOT_BYTES + ROOM <= self.limit {
             self.resize(slots);
         }
-        rows.iter().map(|row| u64::from(self.recall_one(row))).sum()
+        let mut taken = 0;
+        for (i, (row, &hash)) in rows.iter().zip(hashes).enumerate() {
+            if let Some(&ahead) = hashes.get(i + AHEAD)
+                && !self.slots.is_empty()
+            {
+                prefetch::value(&self.slots[home(tag_of(ahead), self.slots.len())]);
+            }
+            taken += u64::from(self.recall_one(row, hash));
+        }
+        taken
     }
 
-    fn recall_one(&mut self, row: &Row<'_>) -> bool {
-        let key = RowKey::new(row.keyspace, row.key, hash(row.key));
+    fn recall_one(&mut self, row: &Row<'_>, hash: u64) -> bool {
+        let key = RowKey { keyspace: row.keyspace, key: row.key, key_hash: 0, hash };
         let small = key.key.len() + row.value.len() <= LARGEST && row.at.0 < 1 << 56;
         if !small || self.bytes() + ROOM > self.limit || self.find(key).is_some() {
             return false;
         }
         let credit = row.credit.min(MAX_CREDIT).saturating_sub(1);
         let header = Header { credit, ..Header::new(key, row.at, row.value) };
-        self.add(Which::Main, header, key, row.value)
+        self.add(Which::Recalled, header, key, row.value)
     }
 
     pub(super) fn visit(&self, most: usize, visit: &mut dyn FnMut(Row<'_>)) {
         let mut found: Vec<(Header, Place)> = Vec::with_capacity(self.rows);
-        for &number in self.main.0.iter().rev().chain(self.probation.0.iter().rev()) {
+        let newest_first =
+            self.main.0.iter().rev().chain(&self.recalled.0).chain(self.probation.0.iter().rev());
+        for &number in newest_first {
             let Some(Some(chunk)) = self.chunks.get(number as usize) else { continue };
             let mut at = 0;
             while at < chunk.used {
@@ -431,6 +448,7 @@ impl Shard {
         match which {
             Which::Probation => &mut self.probation,
             Which::Main => &mut self.main,
+            Which::Recalled => &mut self.recalled,
         }
     }
 
@@ -488,9 +506,15 @@ impl Shard {
     /// Lets the oldest chunk of a queue go; rows that were read are appended to the main queue, for which there is room then. Credits are finite, so repeating this frees memory. False: there is no chunk.
     fn evict(&mut self) -> bool {
         let chunks = self.chunks.len() - self.vacant.len();
-        let probation = self.probation.0.len() * PROBATION >= chunks || self.main.0.is_empty();
-        let which = if probation { Which::Probation } else { Which::Main };
-        let Some(number) = self.queue(which).0.pop_front() else { return false };
+        let others = !self.main.0.is_empty() || !self.recalled.0.is_empty();
+        let (which, number) = if self.probation.0.len() * PROBATION >= chunks || !others {
+            (Which::Probation, self.probation.0.pop_front())
+        } else if self.recalled.0.is_empty() {
+            (Which::Main, self.main.0.pop_front())
+        } else {
+            (Which::Recalled, self.recalled.0.pop_back())
+        };
+        let Some(number) = number else { return false };
         let Some(Chunk { mut bytes, used }) = self.chunks[number as usize].take() else { return true };
         // Those that stay are moved together first.
         let (mut at, mut staying) = (0, 0);
@@ -544,7 +568,7 @@ impl Shard {
         for slot in self.slots.iter().filter(|slot| slot.place != VACANT) {
             let place = Place(slot.place);
             let number = place.chunk() as u32;
-            let queues = [&self.probation, &self.main];
+            let queues = [&self.probation, &self.main, &self.recalled];
             assert_eq!(queues.iter().map(|q| q.0.iter().filter(|&&c| c == number).count()).sum::<usize>(), 1);
             let row = self.row(place);
             let header = Header::read(row);
@@ -556,7 +580,7 @@ impl Shard {
             rows += 1;
         }
         assert_eq!(rows, self.rows);
-        let queued = self.probation.0.len() + self.main.0.len();
+        let queued = self.probation.0.len() + self.main.0.len() + self.recalled.0.len();
         assert_eq!(queued, self.chunks.iter().flatten().count());
         assert!(self.bytes() <= self.limit, "{} of {}", self.bytes(), self.limit);
     }

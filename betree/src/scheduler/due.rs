@@ -24,6 +24,7 @@ use crate::flush::Site;
 use crate::node::{Crossed, Node, Target};
 use crate::shared::Shared;
 use crate::state::State;
+use crate::view::Frozen;
 
 /// Changes of the trees after which a squeeze takes a checkpoint: the nodes that it has to write must fit into its part of the reserve.
 const SQUEEZED_TASKS: u64 = 16;
@@ -166,7 +167,10 @@ impl Shared {
         for state in states {
             let claim = Claim::Memtables(state.id);
             let view = state.peek();
-            if view.heads.len() > 1 && !inner.is_busy(&claim) {
+            if view.heads.len() > 1 && view.frozen != Frozen::Rest && !inner.is_busy(&claim) {
+                if view.frozen == Frozen::Compact {
+                    return Some((claim, Task::CompactMemtables(state.clone(), view.heads[1..].to_vec())));
+                }
                 let oldest = view.heads[view.heads.len() - 1].clone();
                 return Some((claim, Task::Memtable(state.clone(), oldest)));
             }

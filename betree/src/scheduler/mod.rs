@@ -9,6 +9,7 @@
 //! there is nothing to free, before a pause; others have their turn meanwhile, since a leaf that a range delete covers needs no space.
 
 mod due;
+mod freezing;
 mod request;
 
 use std::collections::HashSet;
@@ -50,6 +51,7 @@ enum Claim {
 
 enum Task {
     Memtable(Arc<State>, Arc<Head>),
+    CompactMemtables(Arc<State>, Vec<Arc<Head>>),
     Node(Arc<State>, Site),
     Leaf(Arc<State>, Site, bool),
     Checkpoint,
@@ -58,9 +60,18 @@ enum Task {
     Recall,
 }
 
+impl Task {
+    /// Whether it neither reads nor writes.
+    fn is_in_memory(&self) -> bool {
+        matches!(self, Task::CompactMemtables(..))
+    }
+}
+
 #[derive(Debug, Default)]
 struct Inner {
     claims: HashSet<Claim>,
+    /// How many of them compact memtables.
+    compacting: usize,
     checkpoint_wanted: bool,
     /// Page indexes and filters should be read ahead (`pins`).
     warming_wanted: bool,
@@ -145,9 +156,10 @@ impl Scheduler {
         self.stopped.notify_all();
     }
 
-    /// Whether a task is under way.
+    /// Whether a task is under way that reads or writes.
     pub(crate) fn is_working(&self) -> bool {
-        !self.inner.lock().claims.is_empty()
+        let inner = self.inner.lock();
+        inner.claims.len() > inner.compacting
     }
 
     /// Whether workers stop or wait.
@@ -229,6 +241,10 @@ impl Shared {
                 flush::flush_memtable(self, state, head, io)?;
                 self.scheduler.want_checkpoint();
             }
+            Task::CompactMemtables(state, olds) => {
+                begun();
+                self.compact_memtables(state, olds);
+            }
             Task::Checkpoint => {
                 begun();
                 self.take_checkpoint(io, false)?;
@@ -271,6 +287,7 @@ impl Shared {
             let mut inner = self.scheduler.inner.lock();
             let Some((claim, task)) = self.pick(&mut inner) else { return Ok(false) };
             inner.claims.insert(claim.clone());
+            inner.compacting += usize::from(task.is_in_memory());
             (claim, task)
         };
         let Worker { io, idle, unfinished } = worker;
@@ -313,13 +330,14 @@ impl Shared {
     /// What follows from a task's end; `Ok(false)`: its result was not wanted.
     fn ended(&self, claim: Claim, task: &Task, result: Result<bool>) -> Result<()> {
         if let Ok(wanted) = result {
-            Counters::add(&self.counters.tasks, 1);
+            Counters::add(&self.counters.tasks, u64::from(!task.is_in_memory()));
             Counters::add(&self.counters.discarded_tasks, u64::from(!wanted));
         }
-        let is_memtable = matches!(task, Task::Memtable(..));
+        let is_memtable = matches!(task, Task::Memtable(..) | Task::CompactMemtables(..));
         {
             let mut inner = self.scheduler.inner.lock();
             inner.claims.remove(&claim);
+            inner.compacting -= usize::from(task.is_in_memory());
             inner.requests.ended(&claim);
             inner.ended += 1;
             inner.signals += 1;
@@ -328,7 +346,7 @@ impl Shared {
                     inner.error = None;
                     match task {
                         Task::Checkpoint => inner.failed.clear(),
-                        Task::GiveBack | Task::Warm | Task::Recall => {}
+                        Task::GiveBack | Task::Warm | Task::Recall | Task::CompactMemtables(..) => {}
                         _ => inner.changed += 1,
                     }
                 }
@@ -477,43 +495,6 @@ impl Shared {
         }
     }
 
-    /// Freezes memtables that keep more of the log alive than recovery should read, such as those of idle keyspaces, and at rest those whose range
-    /// deletes have yet to give space back.
-    fn relieve_log(&self) {
-        let limit = self.log_limit();
-        let end = self.wal.end().0;
-        let at_rest = self.memory.at_rest(self.storage.now());
-        let due = |head: &Head| {
-            head.first_lsn.get().is_some_and(|lsn| lsn.0 + limit < end)
-                || (at_rest && head.table.has_range_deletes())
-        };
-        for state in self.states() {
-            if due(&state.peek().heads[0]) {
-                let mut commit = self.commit.lock();
-                if due(&state.peek().heads[0]) {
-                    self.freeze(&mut commit, &state);
-                }
-            }
-        }
-    }
-
-    /// While squeezing, freezes memtables that no frozen one precedes: they may hold deletes, and they keep the log from being trimmed.
-    fn relieve_device(&self) {
-        if !self.scheduler.inner.lock().squeeze {
-            return;
-        }
-        self.release_allowance(0);
-        for state in self.states() {
-            let due = || state.peek().heads.len() == 1 && !state.peek().heads[0].table.is_empty();
-            if due() {
-                let mut commit = self.commit.lock();
-                if due() {
-                    self.freeze(&mut commit, &state);
-                }
-            }
-        }
-    }
-
     /// Does, or waits for, background work until `done` says so.
     fn work_until(&self, mut done: impl FnMut(&Shared) -> bool) -> Result<()> {
         let mut failure = None;
@@ -548,24 +529,6 @@ impl Shared {
                 self.scheduler.ended.wait_for(&mut inner, Duration::from_millis(20));
             }
         }
-    }
-
-    /// Moves everything committed so far out of the memtables of `states` into their trees.
-    pub(crate) fn flush_memtables(&self, states: &[Arc<State>]) -> Result<()> {
-        let mut frozen: Vec<(Arc<State>, Arc<Head>)> = Vec::new();
-        {
-            let mut commit = self.commit.lock();
-            for state in states {
-                self.freeze(&mut commit, state);
-                frozen.extend(state.peek().heads[1..].iter().map(|h| (state.clone(), h.clone())));
-            }
-        }
-        self.work_until(|_| {
-            let waits = |(state, head): &(Arc<State>, Arc<Head>)| {
-                !state.is_dropped() && state.peek().heads.iter().any(|h| Arc::ptr_eq(h, head))
-            };
-            !frozen.iter().any(waits)
-        })
     }
 
     /// Takes a checkpoint now, in this thread; the last one before the database is closed, or not.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 /// Every named state, in the order of the paths that reach them.
-pub const NAMED_STATES: [&str; 26] = [
+pub const NAMED_STATES: [&str; 27] = [
     "data-file-made",
     "data-file-renamed",
     "superblock-repaired",
@@ -15,6 +15,7 @@ pub const NAMED_STATES: [&str; 26] = [
     "log-tail-cut",
     "recovery-replayed",
     "memtable-frozen",
+    "memtables-compacted",
     "memtable-written",
     "memtable-installed",
     "flush-written",
