@@ -7,8 +7,8 @@
 //! looked at again, and cost their writers nothing.
 //!
 //! Why nobody misses what is gone: as with a flush, the view that lacks it is published after everything in the frozen memtables was visible, so each
-//! reader of it sees the message that hides it; readers from before, snapshots too, keep their view with the old memtables. A memtable with range deletes is
-//! flushed. The new memtable keeps the part of the log from the oldest message on (`log.covers_checkpoint`).
+//! reader of it sees the message that hides it; readers from before, snapshots too, keep their view with the old memtables. What a range delete
+//! covers goes as well, and the range delete stays for what is below. The new memtable keeps the part of the log from the oldest message on (`log.covers_checkpoint`).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;

@@ -20,6 +20,7 @@ use crate::message::{Kind, MessageRef};
 use crate::node::Node;
 use crate::state::State;
 use crate::types::{KeyspaceId, Seqno};
+use crate::view::Frozen;
 use crate::{Builder, Db, Durability, Error, Keyspace, TreeOptions};
 
 /// Every few records freeze a memtable.
@@ -54,10 +55,10 @@ fn write_pair(db: &Db, a: &Keyspace, b: &Keyspace, n: u64, durability: Durabilit
     db.write_with(&mut batch, durability).unwrap();
 }
 
-/// Reads without a snapshot: `moment` pairs a view with a Seqno while memtables are frozen and installed.
-fn reads(threads: usize, iterations: usize) {
+/// Reads without a snapshot: `moment` pairs a view with a Seqno while memtables are frozen, compacted and installed.
+fn reads(threads: usize, memtable_bytes: usize, iterations: usize) {
     explore(iterations, move || {
-        let db = builder(threads).open_on(SimStorage::new(1).as_storage()).unwrap();
+        let db = builder(threads).memtable_bytes(memtable_bytes).open_on(SimStorage::new(1).as_storage()).unwrap();
         let keyspace = db.keyspace("k").unwrap();
         let done = Arc::new(AtomicU64::new(0));
         let mut readers = Vec::new();
@@ -95,12 +96,17 @@ fn reads(threads: usize, iterations: usize) {
 
 #[test]
 fn reads_of_one_keyspace_see_whole_batches_in_every_interleaving() {
-    reads(0, 400);
+    reads(0, 1024, 400);
 }
 
 #[test]
 fn reads_of_one_keyspace_see_whole_batches_while_background_threads_change_the_tree() {
-    reads(1, 60);
+    reads(1, 1024, 60);
+}
+
+#[test]
+fn reads_of_one_keyspace_see_whole_batches_while_memtables_are_compacted_in_memory() {
+    reads(1, 6000, 100);
 }
 
 /// Snapshots of two keyspaces under batches that name both, and what they say later.
@@ -146,24 +152,22 @@ fn snapshots_are_of_one_moment_in_all_keyspaces_while_background_threads_change_
     snapshots(1, 60);
 }
 
+fn empty_state() -> Arc<State> {
+    let arenas = Arc::new(ArenaPool::new(1024));
+    let (options, root) = (TreeOptions::default(), Node::empty_root());
+    Arc::new(State::new(KeyspaceId(1), "k", None, options, arenas, root, Seqno(0)))
+}
+
+fn write(state: &State, n: u64) {
+    let message = MessageRef { kind: Kind::Put, key: b"k", value: b"v" };
+    state.peek().heads[0].table.apply_one(Seqno(n), message);
+}
+
 /// `view.nothing_between`, in the view alone: a memtable is frozen and written to while another one is installed and the tree changes.
 #[test]
 fn a_view_loses_nothing_to_changes_at_the_same_time_in_any_interleaving() {
     explore(2000, || {
-        let options = TreeOptions::default();
-        let state = Arc::new(State::new(
-            KeyspaceId(1),
-            "k",
-            None,
-            options,
-            Arc::new(ArenaPool::new(1024)),
-            Node::empty_root(),
-            Seqno(0),
-        ));
-        let write = |state: &State, n: u64| {
-            let message = MessageRef { kind: Kind::Put, key: b"k", value: b"v" };
-            state.peek().heads[0].table.apply_one(Seqno(n), message);
-        };
+        let state = empty_state();
         write(&state, 1);
         state.freeze();
         let oldest = state.view().heads[1].clone();
@@ -177,6 +181,34 @@ fn a_view_loses_nothing_to_changes_at_the_same_time_in_any_interleaving() {
         let view = state.view();
         assert_eq!((view.heads.len(), view.flushed), (2, Seqno(1)), "a change of the view was lost");
         assert_eq!(view.heads[0].table.seqnos(), Some((Seqno(2), Seqno(2))), "a write was lost");
+    });
+}
+
+/// The same while frozen memtables are compacted in memory and somebody has them flushed.
+#[test]
+fn a_view_loses_nothing_to_an_in_memory_compaction_in_any_interleaving() {
+    explore(2000, || {
+        let state = empty_state();
+        write(&state, 1);
+        write(&state, 2);
+        state.freeze_for(Frozen::Compact);
+        let olds = state.view().heads[1..].to_vec();
+        let (compacting, asking) = (state.clone(), state.clone());
+        let compactor = thread::spawn(move || {
+            let new = Arc::new(compacting.compacted(&olds, &mut |_| ()));
+            compacting.install_compacted(&olds, new, true);
+        });
+        let asker = thread::spawn(move || asking.flush_frozen());
+        write(&state, 3);
+        state.freeze();
+        write(&state, 4);
+        compactor.join().unwrap();
+        asker.join().unwrap();
+        let view = state.view();
+        let seqnos: Vec<_> = view.heads.iter().filter_map(|head| head.table.seqnos()).collect();
+        let both = (Seqno(1), Seqno(2));
+        assert_eq!(seqnos, [(Seqno(4), Seqno(4)), (Seqno(3), Seqno(3)), both], "a change of the view was lost");
+        assert_eq!((view.frozen, view.heads[2].table.len()), (Frozen::Flush, 1));
     });
 }
 

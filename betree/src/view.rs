@@ -99,10 +99,9 @@ impl View {
 
     fn is_worth_compacting(&self, limit: usize) -> bool {
         let active = &self.heads[0].table;
-        let plain = |head: &Arc<Head>| !head.table.has_range_deletes() && !head.charge.is_reserved();
         active.bytes() >= (limit / LOOK_PART).max(LEAST_LOOK)
             && active.overtaken() >= active.bytes() / OVERTAKEN_PART
             && (self.heads.len() == 1 || self.frozen == Frozen::Rest)
-            && self.heads.iter().all(plain)
+            && self.heads.iter().all(|head| !head.charge.is_reserved())
     }
 }

@@ -1,4 +1,4 @@
-//! In-memory compaction: one table of several frozen ones, without the messages that a later Put or Delete of the same key hides.
+//! In-memory compaction: one table of several frozen ones, without the messages that a later Put or Delete of the same key, or a later range delete, hides.
 //!
 //! What is left has its Seqno still, so the new table answers every reader that sees all of the old ones as they do. It is filled in the order of
 //! keys: each message goes behind the last. Source of the idea: Bortnikov, Braginsky, Hillel, Keidar, Sheffi: "Accordion: Better Memory Organization
@@ -17,6 +17,7 @@ use super::tree::Way;
 use crate::headed::head_of;
 use crate::message::{Kind, MessageRef};
 use crate::operator::MergeOperator;
+use crate::types::Seqno;
 
 /// The messages of a frozen table, by key and from the newest of each.
 struct Source<'a> {
@@ -39,7 +40,7 @@ impl<'a> Source<'a> {
 
 impl Memtable {
     /// A table of what is not hidden in `tables`, newest first; `kept` is told each message that stays. REQUIRES that nobody writes to them any more,
-    /// that each is older than all of the one before, and that no range is deleted in them.
+    /// and that each is older than all of the one before.
     pub(crate) fn compacted(
         tables: &[&Memtable],
         pool: Arc<ArenaPool>,
@@ -50,6 +51,14 @@ impl Memtable {
         let mut sources: Vec<Source<'_>> = tables.iter().map(|table| Source::new(table)).collect();
         {
             let mut state = new.state.write();
+            let mut len = 0;
+            for table in tables.iter().rev() {
+                for (seqno, start, end) in table.state.read().range_deletes.iter() {
+                    kept(MessageRef { kind: Kind::RangeDelete, key: start, value: end });
+                    state.range_deletes.push(seqno, start, end);
+                    len += 1;
+                }
+            }
             let mut hidden: Option<&[u8]> = None;
             // Of equal keys the first source has the newest.
             while let Some(least) = (0..sources.len())
@@ -61,15 +70,20 @@ impl Memtable {
                 if hidden == Some(entry.key) {
                     continue;
                 }
-                if entry.kind != Kind::Merge {
+                let covered = state.range_deletes.newest_over(entry.key, Seqno(u64::MAX)) > Some(entry.seqno);
+                if covered || entry.kind != Kind::Merge {
                     hidden = Some(entry.key);
+                }
+                if covered {
+                    continue;
                 }
                 kept(entry.message());
                 let loc = state.writer.push_entry(&entry);
                 state.tree.insert(&new.arena, loc, entry.key, entry.seqno, &Way::End);
                 new.greatest.store(head_of(entry.key), Relaxed);
-                new.len.store(new.len.load(Relaxed) + 1, Relaxed);
+                len += 1;
             }
+            new.len.store(len, Relaxed);
             new.bytes.store(state.bytes(), Relaxed);
         }
         let seqnos = || tables.iter().filter_map(|table| table.seqnos());

@@ -44,6 +44,12 @@ impl RangeDeletes {
         }
     }
 
+    /// All of them, the oldest first: Seqno, start and end.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Seqno, &[u8], &[u8])> {
+        let sets = self.seqnos.iter().zip(self.levels.iter().take(1).flatten());
+        sets.flat_map(|(&seqno, set)| set.iter().map(move |(start, end)| (seqno, start, end)))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.seqnos.is_empty()
     }

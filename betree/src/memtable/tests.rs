@@ -218,7 +218,7 @@ fn a_compacted_table_answers_like_all_that_it_was_made_of() {
         let mut rng = Rng::new(seed);
         let shape = rng.below(6);
         let space = [5, 60, 1_000][rng.below(3) as usize];
-        let (merges, deletes) = (rng.below(60), rng.below(30));
+        let (merges, deletes, ranges) = (rng.below(60), rng.below(30), [0, 1, 8][rng.below(3) as usize]);
         let pool = Arc::new(ArenaPool::new(1 << 16));
         let operator: Option<Arc<dyn MergeOperator>> = Some(Arc::new(Append));
         let mut model = Model::default();
@@ -230,13 +230,19 @@ fn a_compacted_table_answers_like_all_that_it_was_made_of() {
                 seqno += 1;
                 let key = random_key(&mut rng, shape, space);
                 let (kind, value) = match rng.below(100) {
-                    p if p < deletes => (Kind::Delete, Vec::new()),
-                    p if p < deletes + merges => (Kind::Merge, vec![seqno as u8; rng.below(3) as usize]),
+                    p if p < ranges => (Kind::RangeDelete, random_key(&mut rng, shape, space)),
+                    p if p < ranges + deletes => (Kind::Delete, Vec::new()),
+                    p if p < ranges + deletes + merges => {
+                        (Kind::Merge, vec![seqno as u8; rng.below(3) as usize])
+                    }
                     _ if rng.below(500) == 0 => (Kind::Put, vec![seqno as u8; 20_000]),
                     _ => (Kind::Put, seqno.to_string().into_bytes()),
                 };
                 newer.apply_one(Seqno(seqno), MessageRef { kind, key: &key, value: &value });
-                model.messages.insert((key, Reverse(seqno)), (kind, value));
+                match kind {
+                    Kind::RangeDelete => model.ranges.push((seqno, key, value)),
+                    _ => _ = model.messages.insert((key, Reverse(seqno)), (kind, value)),
+                }
             }
             let before = rest.as_ref().map_or(0, Memtable::bytes) + newer.bytes();
             let tables: Vec<&Memtable> = [&newer].into_iter().chain(&rest).collect();
@@ -247,11 +253,12 @@ fn a_compacted_table_answers_like_all_that_it_was_made_of() {
             rest = Some(new);
         }
         let table = Arc::new(rest.unwrap());
-        // What nobody can see is gone: the messages of a key end with its newest Put or Delete.
+        // What nobody can see is gone: the messages of a key end with its newest Put or Delete, or with a range delete.
         let mut ended: Option<&[u8]> = None;
         let mut needed = 0;
-        for ((key, _), (kind, _)) in &model.messages {
-            if ended != Some(key) {
+        for ((key, Reverse(seqno)), (kind, _)) in &model.messages {
+            let covers = |r: &(u64, Vec<u8>, Vec<u8>)| r.0 > *seqno && r.1 <= *key && *key < r.2;
+            if ended != Some(key) && !model.ranges.iter().any(covers) {
                 needed += 1;
                 ended = (*kind != Kind::Merge).then_some(key);
             }
