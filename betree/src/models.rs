@@ -58,7 +58,8 @@ fn write_pair(db: &Db, a: &Keyspace, b: &Keyspace, n: u64, durability: Durabilit
 /// Reads without a snapshot: `moment` pairs a view with a Seqno while memtables are frozen, compacted and installed.
 fn reads(threads: usize, memtable_bytes: usize, iterations: usize) {
     explore(iterations, move || {
-        let db = builder(threads).memtable_bytes(memtable_bytes).open_on(SimStorage::new(1).as_storage()).unwrap();
+        let db =
+            builder(threads).memtable_bytes(memtable_bytes).open_on(SimStorage::new(1).as_storage()).unwrap();
         let keyspace = db.keyspace("k").unwrap();
         let done = Arc::new(AtomicU64::new(0));
         let mut readers = Vec::new();
@@ -207,7 +208,11 @@ fn a_view_loses_nothing_to_an_in_memory_compaction_in_any_interleaving() {
         let view = state.view();
         let seqnos: Vec<_> = view.heads.iter().filter_map(|head| head.table.seqnos()).collect();
         let both = (Seqno(1), Seqno(2));
-        assert_eq!(seqnos, [(Seqno(4), Seqno(4)), (Seqno(3), Seqno(3)), both], "a change of the view was lost");
+        assert_eq!(
+            seqnos,
+            [(Seqno(4), Seqno(4)), (Seqno(3), Seqno(3)), both],
+            "a change of the view was lost"
+        );
         assert_eq!((view.frozen, view.heads[2].table.len()), (Frozen::Flush, 1));
     });
 }

@@ -36,6 +36,7 @@ pub struct Options {
     pub memory: usize,
     /// Size at which a memtable is frozen. Default: a fifth of `memory`, at most 128 MiB, divided by the number of keyspaces that are written
     /// to at the time. Larger memtables lower write amplification, and lengthen recovery. Up to two frozen ones wait for background work beside the active one.
+    /// One that is overtaken by a third is compacted in memory first, and is flushed when half of this size is left.
     pub memtable_bytes: Option<usize>,
     /// What a write promises when nothing else is said. Default [`Durability::Buffered`].
     pub durability: Durability,

@@ -125,7 +125,7 @@ pub struct Stats {
     pub stall_max_ns: u64,
     /// Nanoseconds by which writers were slowed below the hard limit.
     pub pace_ns: u64,
-    /// Background tasks carried out.
+    /// Background tasks carried out that read or write.
     pub background_tasks: u64,
     /// Background tasks whose result was not wanted any more.
     pub background_tasks_discarded: u64,

@@ -31,7 +31,8 @@ impl Shape {
         options.memory = 1 << 20;
         let memtable = rng.between(1024, 8192) as usize;
         // Some are so large that most of what is in them is overtaken, and they are compacted in memory.
-        options.memtable_bytes = Some(if memtable % 8 == 5 { 8 * memtable + memtable / 8 % 2 } else { memtable });
+        options.memtable_bytes =
+            Some(if memtable % 8 == 5 { 8 * memtable + memtable / 8 % 2 } else { memtable });
         options.durability = if rng.chance(0.25) { Durability::Sync } else { Durability::Buffered };
         options.background_threads = 0;
         options.sync_interval = None;
