@@ -47,6 +47,39 @@ fn random_key(rng: &mut Rng, shape: u64, space: u64) -> Vec<u8> {
     }
 }
 
+/// Of a hundred messages, how many are of these kinds; the others are Puts.
+struct Kinds {
+    merges: u64,
+    deletes: u64,
+    ranges: u64,
+}
+
+impl Kinds {
+    fn random(rng: &mut Rng) -> Kinds {
+        Kinds { merges: rng.below(60), deletes: rng.below(30), ranges: [0, 1, 8][rng.below(3) as usize] }
+    }
+
+    /// A key, what is done with it, and the value or the end of the range.
+    fn message(
+        &self,
+        rng: &mut Rng,
+        seqno: u64,
+        random_key: impl Fn(&mut Rng) -> Vec<u8>,
+    ) -> (Vec<u8>, Kind, Vec<u8>) {
+        let key = random_key(rng);
+        let (kind, value) = match rng.below(100) {
+            p if p < self.ranges => (Kind::RangeDelete, random_key(rng)),
+            p if p < self.ranges + self.deletes => (Kind::Delete, Vec::new()),
+            p if p < self.ranges + self.deletes + self.merges => {
+                (Kind::Merge, vec![seqno as u8; rng.below(3) as usize])
+            }
+            _ if rng.below(500) == 0 => (Kind::Put, vec![seqno as u8; 20_000]),
+            _ => (Kind::Put, seqno.to_string().into_bytes()),
+        };
+        (key, kind, value)
+    }
+}
+
 type Messages = BTreeMap<(Vec<u8>, Reverse<u64>), (Kind, Vec<u8>)>;
 
 /// All messages by key and falling Seqno, and the range deletes.
@@ -65,6 +98,13 @@ struct View {
 }
 
 impl Model {
+    fn apply(&mut self, seqno: u64, kind: Kind, key: &[u8], value: &[u8]) {
+        match kind {
+            Kind::RangeDelete => self.ranges.push((seqno, key.to_vec(), value.to_vec())),
+            _ => _ = self.messages.insert((key.to_vec(), Reverse(seqno)), (kind, value.to_vec())),
+        }
+    }
+
     fn view(&self, key: &[u8], at: u64) -> View {
         let covers =
             |r: &&(u64, Vec<u8>, Vec<u8>)| r.0 <= at && r.1.as_slice() <= key && key < r.2.as_slice();
@@ -139,7 +179,7 @@ fn any_table_answers_like_the_model() {
         let shape = rng.below(6);
         let space = [5, 60, 1_000, 1_000_000][rng.below(4) as usize];
         let count = [40, 400, 4_000][rng.below(3) as usize];
-        let (merges, deletes, ranges) = (rng.below(60), rng.below(30), [0, 1, 8][rng.below(3) as usize]);
+        let kinds = Kinds::random(&mut rng);
         let table = Arc::new(Memtable::new(Arc::new(ArenaPool::new(1 << 16)), Some(Arc::new(Append))));
         let mut model = Model::default();
         let mut seqno = rng.below(1_000);
@@ -149,20 +189,8 @@ fn any_table_answers_like_the_model() {
             let mut batch = Vec::new();
             for _ in 0..1 + rng.below(if seed.is_multiple_of(3) { 300 } else { 3 }) {
                 seqno += 1;
-                let key = random_key(&mut rng, shape, space);
-                let (kind, value) = match rng.below(100) {
-                    p if p < ranges => (Kind::RangeDelete, random_key(&mut rng, shape, space)),
-                    p if p < ranges + deletes => (Kind::Delete, Vec::new()),
-                    p if p < ranges + deletes + merges => {
-                        (Kind::Merge, vec![seqno as u8; rng.below(3) as usize])
-                    }
-                    _ if rng.below(500) == 0 => (Kind::Put, vec![seqno as u8; 20_000]),
-                    _ => (Kind::Put, seqno.to_string().into_bytes()),
-                };
-                match kind {
-                    Kind::RangeDelete => model.ranges.push((seqno, key.clone(), value.clone())),
-                    _ => _ = model.messages.insert((key.clone(), Reverse(seqno)), (kind, value.clone())),
-                }
+                let (key, kind, value) = kinds.message(&mut rng, seqno, |rng| random_key(rng, shape, space));
+                model.apply(seqno, kind, &key, &value);
                 batch.push((Seqno(seqno), kind, key, value));
             }
             let refs = batch.iter().map(|m| (m.0, MessageRef { kind: m.1, key: &m.2, value: &m.3 }));
@@ -218,7 +246,7 @@ fn a_compacted_table_answers_like_all_that_it_was_made_of() {
         let mut rng = Rng::new(seed);
         let shape = rng.below(6);
         let space = [5, 60, 1_000][rng.below(3) as usize];
-        let (merges, deletes, ranges) = (rng.below(60), rng.below(30), [0, 1, 8][rng.below(3) as usize]);
+        let kinds = Kinds::random(&mut rng);
         let pool = Arc::new(ArenaPool::new(1 << 16));
         let operator: Option<Arc<dyn MergeOperator>> = Some(Arc::new(Append));
         let mut model = Model::default();
@@ -228,21 +256,9 @@ fn a_compacted_table_answers_like_all_that_it_was_made_of() {
             let newer = Memtable::new(pool.clone(), operator.clone());
             for _ in 0..rng.below(2_000) {
                 seqno += 1;
-                let key = random_key(&mut rng, shape, space);
-                let (kind, value) = match rng.below(100) {
-                    p if p < ranges => (Kind::RangeDelete, random_key(&mut rng, shape, space)),
-                    p if p < ranges + deletes => (Kind::Delete, Vec::new()),
-                    p if p < ranges + deletes + merges => {
-                        (Kind::Merge, vec![seqno as u8; rng.below(3) as usize])
-                    }
-                    _ if rng.below(500) == 0 => (Kind::Put, vec![seqno as u8; 20_000]),
-                    _ => (Kind::Put, seqno.to_string().into_bytes()),
-                };
+                let (key, kind, value) = kinds.message(&mut rng, seqno, |rng| random_key(rng, shape, space));
                 newer.apply_one(Seqno(seqno), MessageRef { kind, key: &key, value: &value });
-                match kind {
-                    Kind::RangeDelete => model.ranges.push((seqno, key, value)),
-                    _ => _ = model.messages.insert((key, Reverse(seqno)), (kind, value)),
-                }
+                model.apply(seqno, kind, &key, &value);
             }
             let before = rest.as_ref().map_or(0, Memtable::bytes) + newer.bytes();
             let tables: Vec<&Memtable> = [&newer].into_iter().chain(&rest).collect();
